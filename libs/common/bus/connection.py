@@ -1,0 +1,373 @@
+"""One connection to NATS that heals itself or says that it is dead.
+
+Met here (numbers of nats-jetstream.md §2.2): P1 and P2 a dead reader task is noticed within a second and the connection
+made anew; P7 a write whose ack did not come is `Unconfirmed`, never "failed"; P8 a closed client ends the process through
+`lost`; P9 permission errors are logged loudly; P10 callbacks only; P12 headers are never shared. We never flush and never
+drain, because both leave a future behind whose cancellation kills the reader.
+"""
+
+import asyncio
+import base64
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from datetime import datetime
+from typing import Any, NamedTuple
+
+import msgspec
+import nats
+import nats.errors
+import structlog
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+
+from libs.common.bus.failures import (
+    NO_MESSAGE,
+    Away,
+    BusError,
+    NoResponders,
+    Refused,
+    Unconfirmed,
+    refusal,
+)
+
+log = structlog.get_logger()
+
+REQUEST_TIMEOUT_S = 2.0
+WRITE_TIMEOUT_S = 5.0  # leader elections took 1.7 to 4.7 s after a kill -9 (nats-jetstream.md P7)
+MAX_HANDLERS = 2000  # requests served at once per subject; more are dropped, the asker asks again
+FIRST_CONNECT_S = 30.0
+
+Headers = dict[str, str]
+
+
+class Message(NamedTuple):
+    subject: str
+    data: bytes
+    headers: Headers
+    reply: str
+
+
+class Stored(NamedTuple):
+    """A message of a stream. `at_ms` is the server's timestamp."""
+
+    subject: str
+    sequence: int
+    at_ms: int
+    headers: Headers
+    data: bytes
+
+
+class Ack(NamedTuple):
+    stream: str
+    sequence: int
+
+
+class _ApiError(msgspec.Struct):
+    code: int = 0
+    err_code: int = 0
+    description: str = ""
+
+
+class _PubAck(msgspec.Struct):
+    stream: str = ""
+    seq: int = 0
+    error: _ApiError | None = None
+
+
+class _RawMessage(msgspec.Struct):
+    subject: str
+    seq: int
+    time: str
+    hdrs: str = ""
+    data: str = ""
+
+
+class _GetAnswer(msgspec.Struct):
+    message: _RawMessage | None = None
+    error: _ApiError | None = None
+
+
+_pub_ack = msgspec.json.Decoder(_PubAck)
+_get_answer = msgspec.json.Decoder(_GetAnswer)
+
+
+class Subscription:
+    """A running subscription; `stop` twice is harmless."""
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+
+    async def stop(self) -> None:
+        with suppress(nats.errors.Error):
+            await self._inner.unsubscribe()
+
+
+class Bus:
+    """Made by `connect`. `lost` is set when the connection is gone for good: the process must end."""
+
+    def __init__(self, user: str) -> None:
+        self.user = user
+        self.lost = asyncio.Event()
+        self.connections = 0  # counts up with every (re)connect: who keeps liveness clocks restarts them then
+        self.connected_at = 0.0  # monotonic
+        self.replicated = False  # JOBS has replicas: absence needs two looks
+        self._client = Client()
+        self._on_reconnect: list[Callable[[], None]] = []
+        self._handlers: set[asyncio.Task[None]] = set()
+        self._watchdog: asyncio.Task[None] | None = None
+
+    @property
+    def connected(self) -> bool:
+        return self._client.is_connected
+
+    async def open(self, servers: list[str], *, password: str = "", name: str = "") -> None:
+        """Raises Away when no server answers within 30 s (P8: with endless reconnects, the first connect never gives up)."""
+        try:
+            async with asyncio.timeout(FIRST_CONNECT_S):
+                await self._client.connect(
+                    servers=servers,
+                    name=name or self.user,
+                    user=self.user or None,
+                    password=password or None,
+                    inbox_prefix=f"_INBOX.{self.user}" if self.user else "_INBOX",
+                    max_reconnect_attempts=-1,
+                    reconnect_time_wait=0.25,  # type: ignore[arg-type]  # annotated as int, slept as float
+                    ping_interval=5,
+                    max_outstanding_pings=2,
+                    pending_size=8 << 20,
+                    error_cb=self._on_error,
+                    closed_cb=self._on_closed,
+                    disconnected_cb=self._on_disconnected,
+                    reconnected_cb=self._on_reconnected,
+                )
+                # Makes nats-py set up its reply inbox now: two first requests at once would each make one.
+                await self._client.request("$JS.API.INFO", timeout=FIRST_CONNECT_S)
+        except (nats.errors.Error, OSError, TimeoutError) as error:
+            with suppress(Exception):
+                await self._client.close()
+            why = str(error) or type(error).__name__
+            raise Away(f"cannot reach NATS at {', '.join(servers)} as user {self.user or '(none)'}: {why}") from error
+        self.connections, self.connected_at = 1, time.monotonic()
+        self._watchdog = asyncio.create_task(self._watch_reader(), name="bus.watchdog")
+
+    async def close(self) -> None:
+        if self._watchdog:
+            self._watchdog.cancel()
+        for handler in list(self._handlers):
+            handler.cancel()
+        with suppress(nats.errors.Error, TimeoutError):
+            # close() flushes what is pending itself.
+            await asyncio.wait_for(asyncio.shield(self._client.close()), 5)
+
+    def on_reconnect(self, callback: Callable[[], None]) -> None:
+        self._on_reconnect.append(callback)
+
+    # -- core NATS ---------------------------------------------------------------------------------------------------
+
+    async def publish(self, subject: str, payload: bytes = b"", *, reply: str = "") -> None:
+        """Fire and forget. What is published while NATS is away may be delivered late, or never."""
+        with suppress(nats.errors.OutboundBufferLimitError, nats.errors.ConnectionClosedError):
+            await self._client.publish(subject, payload, reply=reply)
+
+    async def request(self, subject: str, payload: bytes = b"", *, timeout: float = REQUEST_TIMEOUT_S) -> bytes:
+        """The answer's bytes. Raises NoResponders (at once), or Away."""
+        return (await self._ask(subject, payload, timeout)).data
+
+    async def subscribe(
+        self, subject: str, receive: Callable[[Message], Awaitable[None] | None], *, queue: str = ""
+    ) -> Subscription:
+        """`receive` is called for each message in order; it must not wait for anything slow."""
+
+        async def callback(msg: Msg) -> None:
+            waiting = receive(Message(msg.subject, msg.data, dict(msg.headers or {}), msg.reply))
+            if waiting is not None:
+                await waiting
+
+        return Subscription(await self._client.subscribe(subject, queue=queue, cb=callback))
+
+    async def serve(
+        self, subject: str, answer: Callable[[Message], Awaitable[bytes | None]], *, queue: str = ""
+    ) -> Subscription:
+        """Answer requests, each in a task of its own; None answers nothing. P12: the reply is a plain publish."""
+
+        async def handle(message: Message) -> None:
+            try:
+                reply = await answer(message)
+                if reply is not None and message.reply:
+                    await self.publish(message.reply, reply)
+            except BusError as error:
+                log.warning("bus.request_unanswered", subject=message.subject, error=str(error))
+            except Exception:
+                log.exception("bus.handler_failed", subject=message.subject)
+
+        def receive(message: Message) -> None:
+            if len(self._handlers) >= MAX_HANDLERS:
+                log.warning("bus.request_dropped", subject=message.subject, handlers=len(self._handlers))
+                return
+            task = asyncio.create_task(handle(message))
+            self._handlers.add(task)
+            task.add_done_callback(self._handlers.discard)
+
+        return await self.subscribe(subject, receive, queue=queue)
+
+    # -- JetStream ---------------------------------------------------------------------------------------------------
+
+    async def append(
+        self, subject: str, payload: bytes = b"", *, headers: Headers | None = None, timeout: float = WRITE_TIMEOUT_S
+    ) -> Ack:
+        """One acked publish into whichever stream holds `subject`.
+
+        Raises Conflict, Full, Refused: not stored. NoResponders: not stored, no leader at the moment. Away: not sent.
+        Unconfirmed: perhaps stored.
+        """
+        if not self.connected:
+            raise Away("not connected to NATS")  # P7: what is buffered now would land after the caller gave up
+        try:
+            msg = await self._client.request(subject, payload, timeout=timeout, headers=dict(headers or {}))
+        except nats.errors.NoRespondersError as error:
+            raise NoResponders(f"no stream answers on {subject}") from error
+        except (nats.errors.Error, TimeoutError) as error:
+            raise Unconfirmed(f"no ack for {subject}: {type(error).__name__}") from error
+        try:
+            ack = _pub_ack.decode(msg.data)
+        except msgspec.DecodeError as error:
+            raise Unconfirmed(f"unreadable ack for {subject}") from error
+        if ack.error:
+            raise refusal(ack.error.err_code, ack.error.description)
+        return Ack(ack.stream, ack.seq)
+
+    async def api(self, subject: str, body: Any = None, *, timeout: float = WRITE_TIMEOUT_S) -> dict[str, Any]:
+        """A call of the JetStream API, such as "STREAM.INFO.JOBS". Raises Refused (and kin), NoResponders, Away."""
+        payload = b"" if body is None else msgspec.json.encode(body)
+        answer: dict[str, Any] = msgspec.json.decode((await self._ask(f"$JS.API.{subject}", payload, timeout)).data)
+        if error := answer.get("error"):
+            raise refusal(error.get("err_code", 0), error.get("description", ""))
+        return answer
+
+    async def last(self, stream: str, subject: str) -> Stored | None:
+        """The newest message on `subject` (wildcards allowed), read from the stream's leader."""
+        return await self._get(stream, {"last_by_subj": subject})
+
+    async def at(self, stream: str, sequence: int) -> Stored | None:
+        """The message with that sequence, read from the leader."""
+        return await self._get(stream, {"seq": sequence})
+
+    async def last_of_each(
+        self, stream: str, subjects: list[str], *, timeout: float = REQUEST_TIMEOUT_S
+    ) -> list[Stored]:
+        """The newest message on each subject, by one direct get (ADR-31): cheap, from any replica, so perhaps stale."""
+        return await self._direct(stream, {"multi_last": subjects}, timeout)
+
+    async def from_sequence(
+        self, stream: str, subject: str, sequence: int = 1, *, batch: int = 1000, timeout: float = REQUEST_TIMEOUT_S
+    ) -> list[Stored]:
+        """Up to `batch` messages on `subject` in order, by one direct get."""
+        return await self._direct(stream, {"next_by_subj": subject, "seq": sequence, "batch": batch}, timeout)
+
+    async def _direct(self, stream: str, body: dict[str, Any], timeout: float) -> list[Stored]:
+        found: list[Stored] = []
+        ended: asyncio.Future[BusError | None] = asyncio.get_running_loop().create_future()
+
+        def receive(message: Message) -> None:
+            status = message.headers.get("Status")
+            if status is None:
+                found.append(_from_direct(message))
+            elif not ended.done():
+                fine = status in ("204", "404")
+                ended.set_result(None if fine else NoResponders(f"direct get on {stream}: status {status}"))
+
+        inbox = self._client.new_inbox()
+        subscription = await self.subscribe(inbox, receive)
+        try:
+            await self.publish(f"$JS.API.DIRECT.GET.{stream}", msgspec.json.encode(body), reply=inbox)
+            async with asyncio.timeout(timeout):
+                failure = await ended
+        except TimeoutError as error:
+            raise Away(f"direct get on {stream}: no answer in {timeout} s") from error
+        finally:
+            await subscription.stop()
+        if failure:
+            raise failure
+        return found
+
+    async def _get(self, stream: str, body: dict[str, Any]) -> Stored | None:
+        msg = await self._ask(f"$JS.API.STREAM.MSG.GET.{stream}", msgspec.json.encode(body), WRITE_TIMEOUT_S)
+        answer = _get_answer.decode(msg.data)
+        if answer.error:
+            if answer.error.err_code == NO_MESSAGE:
+                return None
+            raise refusal(answer.error.err_code, answer.error.description)
+        if answer.message is None:
+            raise Refused(0, "an answer without message or error")
+        raw = answer.message
+        return Stored(
+            raw.subject,
+            raw.seq,
+            parse_time_ms(raw.time),
+            _parse_headers(base64.b64decode(raw.hdrs)),
+            base64.b64decode(raw.data),
+        )
+
+    async def _ask(self, subject: str, payload: bytes, timeout: float) -> Msg:
+        if not self.connected:
+            raise Away("not connected to NATS")
+        try:
+            return await self._client.request(subject, payload, timeout=timeout)
+        except nats.errors.NoRespondersError as error:
+            raise NoResponders(f"nobody answers on {subject}") from error
+        except (nats.errors.Error, TimeoutError) as error:
+            raise Away(f"no answer on {subject}: {type(error).__name__}") from error
+
+    # -- health ------------------------------------------------------------------------------------------------------
+
+    async def _watch_reader(self) -> None:
+        """P1, P2: an exception in nats-py's read loop ends it silently; the connection then looks alive and hears nothing."""
+        while True:
+            await asyncio.sleep(1)
+            reader = self._client._reading_task
+            if self._client.is_connected and reader is not None and reader.done():
+                log.error("bus.reader_dead", action="reconnecting")
+                await self._client.force_reconnect()
+
+    async def _on_error(self, error: Exception) -> None:
+        log.warning("bus.error", error=str(error) or type(error).__name__)
+
+    async def _on_disconnected(self) -> None:
+        log.warning("bus.disconnected")
+
+    async def _on_reconnected(self) -> None:
+        self.connections += 1
+        self.connected_at = time.monotonic()
+        log.info("bus.reconnected", connections=self.connections)
+        for callback in self._on_reconnect:
+            callback()
+
+    async def _on_closed(self) -> None:
+        self.lost.set()
+
+
+def parse_time_ms(text: str) -> int:
+    """A server's RFC 3339 time with nanoseconds, in milliseconds since the epoch."""
+    return int(msgspec.convert(text, datetime).timestamp() * 1000)
+
+
+def _parse_headers(block: bytes) -> Headers:
+    """`NATS/1.0\\r\\nKey: value\\r\\n…` as stored; of a repeated key the last one."""
+    found: Headers = {}
+    for text in block.decode("utf-8", "replace").split("\r\n")[1:]:
+        key, colon, value = text.partition(":")
+        if colon:
+            found[key] = value.strip()
+    return found
+
+
+def _from_direct(message: Message) -> Stored:
+    headers = message.headers
+    return Stored(
+        headers.get("Nats-Subject", ""),
+        int(headers.get("Nats-Sequence", "0")),
+        parse_time_ms(headers["Nats-Time-Stamp"]) if "Nats-Time-Stamp" in headers else 0,
+        headers,
+        message.data,
+    )

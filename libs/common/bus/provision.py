@@ -1,0 +1,52 @@
+"""Streams and buckets: made once by `arriero nats init`, compared by every service at its start. Never changed, never deleted."""
+
+from typing import Any
+
+from libs.common.bus.connection import Bus
+from libs.common.bus.failures import STREAM_NOT_FOUND, Refused
+from libs.common.contracts.streams import GIB, STREAMS, Stream, differences
+
+MAX_JOBS_BYTES = 50 * GIB  # DESIGN §3; less on a small disk
+SHARE_OF_DISK = 4
+
+
+async def create_missing(bus: Bus, *, replicas: int = 1, free_disk: int | None = None) -> list[str]:
+    """Creates what is not there; the names of what was created. Twice does nothing. Raises BusError.
+
+    `free_disk`: bytes free where the server stores, when the caller knows; else 16 GiB are assumed.
+    """
+    limit = min(MAX_JOBS_BYTES, (free_disk if free_disk is not None else 16 * GIB) // SHARE_OF_DISK)
+    created = []
+    for stream in STREAMS:
+        if await _config(bus, stream) is None:
+            wanted = stream.config(replicas=replicas, max_bytes=limit)
+            if stream.max_bytes is not None:  # all of them together stay below JOBS, so a full disk is far away
+                wanted["max_bytes"] = min(stream.max_bytes, limit // 8)
+            await bus.api(f"STREAM.CREATE.{stream.name}", wanted, timeout=10)
+            created.append(stream.name)
+    return created
+
+
+async def drift(bus: Bus) -> list[str]:
+    """What differs between the declaration and the server, one sentence each. Raises BusError."""
+    said = []
+    for stream in STREAMS:
+        found = await _config(bus, stream)
+        if found is None:
+            said.append(f"stream {stream.name} does not exist: run `arriero nats init`")
+            continue
+        wanted = stream.config(replicas=1, max_bytes=1)
+        said += [f"stream {stream.name}: {difference}" for difference in differences(wanted, found)]
+        if stream.name == "JOBS":
+            bus.replicated = found.get("num_replicas", 1) > 1
+    return said
+
+
+async def _config(bus: Bus, stream: Stream) -> dict[str, Any] | None:
+    try:
+        found: dict[str, Any] = (await bus.api(f"STREAM.INFO.{stream.name}"))["config"]
+    except Refused as error:
+        if error.code == STREAM_NOT_FOUND:
+            return None
+        raise
+    return found

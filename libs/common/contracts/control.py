@@ -1,0 +1,126 @@
+"""What router, workers and gateways say to each other on core NATS. Any of it may be lost, late or said twice."""
+
+from enum import StrEnum
+
+from libs.common.contracts.codec import Contract, Decoder
+from libs.common.contracts.faults import Fault
+
+
+class Run(Contract, frozen=True, kw_only=True):
+    """`ctl.<node>.<boot>.run`: execute this binding. Asking again is always safe: a boot runs a (job, epoch) once.
+
+    `revision` is the sequence of the `active` record, `submitted` that of `new`; the worker reads both itself.
+    """
+
+    client: str
+    job: str
+    epoch: int
+    revision: int
+    submitted: int
+    seconds_left: float
+    keep_alive: str | int | None = None
+    num_ctx: int | None = None
+
+
+class RunStatus(StrEnum):
+    RUNNING = "running"
+    FINISHED = "finished"  # its `done` was written, or it was fenced
+    GIVEN_BACK = "given_back"  # `fault` says why, None when it was no fault of job or node (drain)
+    REFUSED = "refused"
+
+
+class RunAnswer(Contract, frozen=True, kw_only=True):
+    status: RunStatus
+    changes: int
+    reason: str = ""
+    fault: Fault | None = None
+
+
+class CancelRun(Contract, frozen=True, kw_only=True):
+    """`ctl.<node>.<boot>.cancel`. A cancel for an epoch that was never seen counts as having seen it."""
+
+    client: str
+    job: str
+    epoch: int
+    reason: str
+    fenced: bool = False  # the binding is gone: stop, and write nothing
+
+
+class CancelAnswer(Contract, frozen=True, kw_only=True):
+    known: bool
+    changes: int
+
+
+class Free(Contract, frozen=True, kw_only=True):
+    """`ctl.router.free`: this run holds its slot no longer; with `given_back`, somebody else may do better."""
+
+    node: str
+    boot: str
+    client: str
+    job: str
+    epoch: int
+    changes: int
+    given_back: bool = False
+    fault: Fault | None = None
+
+
+class Read(Contract, frozen=True, kw_only=True):
+    """`ctl.<node>.<boot>.read`: the log of one run from an offset on. Answer: a chunk frame, or nothing if unknown."""
+
+    client: str
+    job: str
+    epoch: int
+    offset: int
+
+
+class Pong(Contract, frozen=True, kw_only=True):
+    node: str
+    boot: str
+
+
+class FreezePrefix(Contract, frozen=True, kw_only=True):
+    """`prefix.<client>.<job>`: the router gathers what was shown of `epoch`. A gateway that answers shows no more of it
+    and of older epochs. `epoch` 0 only asks whether somebody watches. Answer: a chunk frame of the bytes it holds."""
+
+    epoch: int
+
+
+class PlaceQuery(Contract, frozen=True, kw_only=True):
+    """`ctl.router.place`: where is this job in the queue?"""
+
+    client: str
+    job: str
+
+
+class PlaceAnswer(Contract, frozen=True, kw_only=True):
+    """`position` is 1 for the job that is served next; None when the job does not wait."""
+
+    position: int | None = None
+    reason: str = ""
+
+
+class Erase(Contract, frozen=True, kw_only=True):
+    """`ctl.router.erase`: the owner deletes a finished job; `sequence` is that of the `done` it saw."""
+
+    client: str
+    job: str
+    sequence: int
+
+
+class EraseAnswer(Contract, frozen=True, kw_only=True):
+    erased: bool
+    reason: str = ""
+
+
+decode_run = Decoder(Run)
+decode_run_answer = Decoder(RunAnswer)
+decode_cancel_run = Decoder(CancelRun)
+decode_cancel_answer = Decoder(CancelAnswer)
+decode_free = Decoder(Free)
+decode_read = Decoder(Read)
+decode_pong = Decoder(Pong)
+decode_freeze = Decoder(FreezePrefix)
+decode_place_query = Decoder(PlaceQuery)
+decode_place_answer = Decoder(PlaceAnswer)
+decode_erase = Decoder(Erase)
+decode_erase_answer = Decoder(EraseAnswer)

@@ -1,0 +1,104 @@
+"""Streams and buckets as data: `arriero nats init` creates them, services only compare.
+
+A bucket is a stream `KV_<bucket>` on `$KV.<bucket>.>` with the settings of NATS's own key-value layer (ADR-8).
+"""
+
+from typing import Any, Literal
+
+from libs.common.contracts.codec import Contract
+
+NANOSECOND = 1_000_000_000
+GIB = 1024**3
+MIB = 1024**2
+
+JOBS = "JOBS"
+OUT = "OUT"
+
+
+class Stream(Contract, frozen=True, kw_only=True):
+    """`max_bytes` None: the smaller of 50 GiB and a quarter of the server's free storage, set when it is created."""
+
+    name: str
+    subjects: tuple[str, ...]
+    purpose: str
+    discard: Literal["new", "old"] = "new"
+    max_msgs_per_subject: int = 1
+    max_age_s: int = 0
+    max_bytes: int | None = None
+    replicated: bool = True
+    rollup: bool = False
+
+    def config(self, *, replicas: int, max_bytes: int) -> dict[str, Any]:
+        """As the JetStream API takes it; every field stands here, so that a comparison sees all of them."""
+        return {
+            "name": self.name,
+            "description": self.purpose,
+            "subjects": list(self.subjects),
+            "retention": "limits",
+            "storage": "file",
+            "discard": self.discard,
+            "num_replicas": replicas if self.replicated else 1,
+            "max_msgs_per_subject": self.max_msgs_per_subject,
+            "max_age": self.max_age_s * NANOSECOND,
+            "max_bytes": self.max_bytes or max_bytes,
+            "max_msg_size": 1 * MIB,
+            "duplicate_window": 120 * NANOSECOND,
+            "allow_msg_ttl": True,
+            "allow_direct": True,
+            "allow_rollup_hdrs": self.rollup,
+            "deny_delete": False,
+            "deny_purge": False,
+        }
+
+
+def bucket(name: str, purpose: str, *, max_bytes: int = 64 * MIB) -> Stream:
+    # No marker TTL: nats-py and CAS both stumble over server markers in lock buckets (nats-jetstream.md P4).
+    return Stream(name=f"KV_{name}", subjects=(f"$KV.{name}.>",), purpose=purpose, max_bytes=max_bytes, rollup=True)
+
+
+NODES, LEASES, CLIENTS, SIGNING, REVOKED, MODELS = "nodes", "leases", "clients", "signing", "revoked", "models"
+
+STREAMS: tuple[Stream, ...] = (
+    Stream(
+        name=JOBS,
+        subjects=("jobs.*.*.*", "cancels.*.*", "parts.*.*.*.*"),
+        purpose="Arriero: every job's folder, the only source of truth",
+    ),
+    Stream(
+        name=OUT,
+        subjects=("out.*.*.*.*.s",),
+        purpose="Arriero: acked segments of running answers",
+        discard="old",
+        max_msgs_per_subject=-1,
+        max_age_s=75 * 60,  # one run is at most 60 minutes; the rest is time to gather it
+        max_bytes=4 * GIB,
+    ),
+    bucket(NODES, "Arriero: heartbeats of the nodes"),
+    bucket(LEASES, "Arriero: leases, such as the active router's"),
+    bucket(CLIENTS, "Arriero: clients and API keys, secrets as keyed HMAC", max_bytes=256 * MIB),
+    bucket(SIGNING, "Arriero: token signing keys, private parts encrypted"),
+    bucket(REVOKED, "Arriero: revoked tokens", max_bytes=256 * MIB),
+    bucket(MODELS, "Arriero: aliases, pins and policies of models"),
+)
+
+
+def key_subject(bucket_name: str, key: str) -> str:
+    return f"$KV.{bucket_name}.{key}"
+
+
+def differences(wanted: dict[str, Any], found: dict[str, Any]) -> list[str]:
+    """What differs between a declared configuration and a server's, as sentences. Of max_bytes only that it is set."""
+    said = []
+    for field, value in wanted.items():
+        other = found.get(field)
+        if field == "max_bytes":
+            if not isinstance(other, int) or other <= 0:
+                said.append("max_bytes is not set")
+        elif field == "subjects":
+            if sorted(value) != sorted(other or []):
+                said.append(f"subjects are {other}, should be {value}")
+        elif field in ("description", "num_replicas"):
+            continue  # prose, and the operator's choice
+        elif (other or 0) != (value or 0):
+            said.append(f"{field} is {other!r}, should be {value!r}")
+    return said

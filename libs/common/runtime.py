@@ -1,0 +1,237 @@
+"""One way to start, run, drain and stop for all services.
+
+`run(service)`: settings are loaded, then logs → bus → the service's own resources → tasks and HTTP ports → ready. On SIGTERM,
+SIGINT, a failed task or a lost NATS connection: not ready → `drain` (stop intake, wait for work in flight up to the grace,
+end the rest) → ports closed → tasks cancelled → resources left in reverse → exit 0, or 1 if a failure began it. A second
+signal skips the waiting.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Callable, Coroutine
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from typing import Any, Generic, TypeVar
+
+import structlog
+import uvicorn
+import uvloop
+
+from libs.common import logs, settings
+from libs.common.bus.connection import Bus
+from libs.common.bus.failures import BusError
+from libs.common.bus.provision import drift
+from libs.common.ops import Check, OpsApp
+from libs.common.settings import ServiceSettings
+
+log = structlog.get_logger()
+
+S = TypeVar("S", bound=ServiceSettings)
+Shutdown = Callable[[], Coroutine[Any, Any, None]]
+DRIFT_RETRY_S = 2.0
+CLOSE_GRACE_S = 2  # for connections that are still open after the drain
+
+
+@dataclass
+class Port:
+    """An HTTP port of its own besides the ops port."""
+
+    app: Any
+    host: str
+    port: int
+
+
+@dataclass
+class Running:
+    """What a service's `start` yields: its endless tasks, its ports, its readiness checks, and how it drains."""
+
+    tasks: dict[str, Coroutine[Any, Any, None]] = field(default_factory=dict)
+    ports: list[Port] = field(default_factory=list)
+    checks: dict[str, Check] = field(default_factory=dict)
+    drain: Shutdown | None = None
+
+
+@dataclass(frozen=True)
+class Service(Generic[S]):
+    name: str
+    about: str
+    settings: type[S]
+    start: Callable[[S, Bus], AbstractAsyncContextManager[Running]]
+
+
+def main(service: Service[Any], argv: list[str] | None = None) -> None:
+    """The whole `main()` of a service; ends the process."""
+    parser = argparse.ArgumentParser(
+        prog=f"arriero-{service.name}",
+        description=service.about,
+        epilog=_help_settings(service.settings),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--check", action="store_true", help="print the effective settings, secrets redacted, and exit")
+    parser.add_argument("--version", action="version", version=f"arriero {version('arriero')}")
+    for name, info in service.settings.model_fields.items():
+        if (info.json_schema_extra or {}).get("flag"):
+            parser.add_argument(f"--{name.replace('_', '-')}", dest=name, default=None, help=info.description)
+    given = vars(parser.parse_args(argv))
+    check = given.pop("check")
+    effective = settings.load(service.settings, **given)
+    if check:
+        print(settings.show(effective))
+        sys.exit(0)
+    logs.configure(service.name, effective.log_level)
+    sys.exit(uvloop.run(_run(service, effective)))
+
+
+def _help_settings(declared: type[ServiceSettings]) -> str:
+    prefix = str(declared.model_config.get("env_prefix", ""))
+    lines = ["environment (a secret can also be given as …_FILE):"]
+    for name, info in declared.model_fields.items():
+        default = "" if info.is_required() else f" [{info.get_default(call_default_factory=True)}]"
+        lines.append(f"  {prefix}{name.upper()}\n      {info.description or ''}{default}")
+    return "\n".join(lines)
+
+
+async def _run(service: Service[S], effective: S) -> int:
+    log.info("service.starting", version=version("arriero"), pid=os.getpid(), settings=effective.redacted())
+    bus = Bus(effective.nats_user)
+    try:
+        await bus.open(
+            effective.nats_servers,
+            password=effective.nats_password.get_secret_value(),
+            name=f"arriero-{service.name}",
+        )
+    except BusError as error:
+        log.error("service.start_failed", error=str(error))
+        print(f"arriero-{service.name}: {error}", file=sys.stderr)
+        return 1
+    try:
+        async with service.start(effective, bus) as running:
+            return await _serve(service.name, effective, bus, running)
+    except StartFailed as error:
+        log.error("service.start_failed", error=str(error))
+        print(f"arriero-{service.name}: {error}", file=sys.stderr)
+        return 1
+    finally:
+        await bus.close()
+        log.info("service.stopped")
+
+
+class StartFailed(Exception):
+    """Raised in a service's `start` for what a human has to mend; the text is the one sentence shown."""
+
+
+class _State:
+    def __init__(self) -> None:
+        self.stopping = asyncio.Event()
+        self.insisting = asyncio.Event()
+        self.failed = False
+        self.drift: list[str] | None = None
+
+    def ask(self) -> None:
+        (self.insisting if self.stopping.is_set() else self.stopping).set()
+
+    def fail(self) -> None:
+        self.failed = True
+        self.stopping.set()
+
+
+async def _serve(name: str, effective: ServiceSettings, bus: Bus, running: Running) -> int:
+    state = _State()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, state.ask)
+    checks: dict[str, Check] = {
+        "draining": lambda: "shutting down" if state.stopping.is_set() else None,
+        "nats": lambda: None if bus.connected else "not connected to NATS",
+        "streams": lambda: None if state.drift == [] else "; ".join(state.drift or ["not compared yet"]),
+        **running.checks,
+    }
+    ops = Port(OpsApp(name, checks), effective.ops_host, effective.ops_port)
+    servers = [_Server(port) for port in [ops, *running.ports]]
+    background = {
+        **{f"{name}.{task}": coroutine for task, coroutine in running.tasks.items()},
+        "runtime.drift": _watch_drift(bus, state),
+        "runtime.lost": _watch_lost(bus, state),
+    }
+    tasks = [asyncio.create_task(_guard(task, coroutine, state), name=task) for task, coroutine in background.items()]
+    serving = [asyncio.create_task(_guard("http", server.serve(), state)) for server in servers]
+    await state.stopping.wait()
+    log.info("service.draining", failed=state.failed)
+    if running.drain and not state.failed:
+        draining = asyncio.create_task(_guard("drain", running.drain(), state))
+        insisting = asyncio.create_task(state.insisting.wait())
+        await asyncio.wait(
+            [draining, insisting], timeout=effective.drain_grace + 10, return_when=asyncio.FIRST_COMPLETED
+        )
+        for task in (draining, insisting):
+            task.cancel()
+    for server in servers:
+        server.should_exit = True
+    await asyncio.wait(serving, timeout=CLOSE_GRACE_S + 1)
+    for task in [*tasks, *serving]:
+        task.cancel()
+    await asyncio.gather(*tasks, *serving, return_exceptions=True)
+    return 1 if state.failed else 0
+
+
+async def _guard(name: str, coroutine: Coroutine[Any, Any, None], state: _State) -> None:
+    """A task that ends with an error takes the service down: a process that is up but does nothing is worse."""
+    try:
+        await coroutine
+    except asyncio.CancelledError:
+        raise
+    except SystemExit as error:  # uvicorn, when its port is taken
+        log.error("task.failed", task=name, error=f"exit {error.code}")
+        state.fail()
+    except Exception:
+        log.exception("task.failed", task=name)
+        state.fail()
+
+
+async def _watch_drift(bus: Bus, state: _State) -> None:
+    """Compares the streams until they are as declared, and again after every reconnect."""
+    compared_at = 0
+    while True:
+        if state.drift != [] or compared_at != bus.connections:
+            connections = bus.connections
+            with contextlib.suppress(BusError):
+                found = await drift(bus)
+                if found != state.drift and found:
+                    log.error("streams.differ", differences=found)
+                state.drift, compared_at = found, connections
+        await asyncio.sleep(DRIFT_RETRY_S if state.drift else 0.2 if state.drift is None else 1)
+
+
+async def _watch_lost(bus: Bus, state: _State) -> None:
+    await bus.lost.wait()
+    log.error("bus.lost", action="exiting")
+    state.fail()
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its signal handlers: it would close before streams have been told (architecture-models.md §3.8)."""
+
+    def __init__(self, port: Port) -> None:
+        super().__init__(
+            uvicorn.Config(
+                port.app,
+                host=port.host,
+                port=port.port,
+                log_config=None,
+                access_log=False,
+                lifespan="off",
+                server_header=False,
+                date_header=True,
+                timeout_keep_alive=75,  # longer than common proxies keep an idle upstream connection
+                timeout_graceful_shutdown=CLOSE_GRACE_S,
+            )
+        )
+
+    @contextlib.contextmanager
+    def capture_signals(self):  # type: ignore[no-untyped-def]  # uvicorn's own is a generator of its own type
+        yield

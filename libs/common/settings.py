@@ -1,0 +1,93 @@
+"""Settings from the environment: prefix `ARRIERO_<SERVICE>_`, a secret also as `…_FILE` that names a file holding it."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import Field, SecretStr, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+S = TypeVar("S", bound="ServiceSettings")
+
+
+class SecretFiles(PydanticBaseSettingsSource):
+    """`ARRIERO_X_SECRET_FILE=/path` gives ARRIERO_X_SECRET; pydantic-settings only knows whole folders of secrets."""
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        name = f"{self.config.get('env_prefix', '')}{field_name}_FILE".upper()
+        path = os.environ.get(name)
+        if path is None or field.annotation is not SecretStr:
+            return None, field_name, False
+        try:
+            return Path(path).read_text(encoding="utf-8").strip(), field_name, False
+        except OSError as error:
+            raise SystemExit(f"{name}: cannot read {path}: {error.strerror}") from error
+
+    def __call__(self) -> dict[str, Any]:
+        found = {}
+        for name, field in self.settings_cls.model_fields.items():
+            value, key, _ = self.get_field_value(field, name)
+            if value is not None:
+                found[key] = value
+        return found
+
+
+class ServiceSettings(BaseSettings):
+    """What every service has. Times are seconds."""
+
+    model_config = SettingsConfigDict(extra="ignore", frozen=True)
+
+    nats_url: str = Field("nats://127.0.0.1:8702", description="NATS servers, comma separated")
+    nats_user: str = Field("", description="user name at NATS; its inboxes are under _INBOX.<user>")
+    nats_password: SecretStr = Field(SecretStr(""), description="password at NATS")
+    ops_host: str = Field("127.0.0.1", description="where /livez, /readyz and /metrics listen")
+    ops_port: int = Field(0, ge=0, le=65535, description="their port; 0 takes a free one")
+    log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="debug, info, warning or error")
+    drain_grace: float = Field(30.0, ge=0, description="how long work in flight may go on after SIGTERM")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, SecretFiles(settings_cls)
+
+    @property
+    def nats_servers(self) -> list[str]:
+        return [url.strip() for url in self.nats_url.split(",") if url.strip()]
+
+    def redacted(self) -> dict[str, Any]:
+        """Effective values; of secrets only whether they are set."""
+        return {
+            name: ("(set)" if value.get_secret_value() else "(not set)") if isinstance(value, SecretStr) else value
+            for name, value in self
+        }
+
+
+def load(settings: type[S], **given: Any) -> S:
+    """Settings from the environment, `given` before it; on bad values all of them are named and the process ends with 2."""
+    try:
+        return settings(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        prefix = str(settings.model_config.get("env_prefix", ""))
+        for problem in error.errors():
+            name = ".".join(str(part) for part in problem["loc"])
+            print(f"{prefix}{name.upper()}: {problem['msg']}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def show(settings: ServiceSettings) -> str:
+    """What `--check` prints: one line per variable, ready for an env file."""
+    prefix = str(settings.model_config.get("env_prefix", ""))
+    lines = []
+    for name, value in settings.redacted().items():
+        about = type(settings).model_fields[name].description or ""
+        lines.append(f"{prefix}{name.upper()}={json.dumps(value) if not isinstance(value, str) else value}  # {about}")
+    return "\n".join(lines)

@@ -1,0 +1,22 @@
+"""The only polling helper of the tests."""
+
+import asyncio
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+
+async def eventually(predicate: Callable[[], Any], within: float = 5.0, every: float = 0.01) -> Any:
+    """The first truthy value of `predicate` (plain or async); AssertionError after `within` seconds."""
+    last: Any = None
+    try:
+        async with asyncio.timeout(within):
+            while True:
+                last = predicate()
+                if inspect.isawaitable(last):
+                    last = await last
+                if last:
+                    return last
+                await asyncio.sleep(every)
+    except TimeoutError:
+        raise AssertionError(f"not within {within} s: {inspect.getsource(predicate).strip()} (last: {last!r})") from None
