@@ -1,0 +1,94 @@
+"""The worker: the process beside one Ollama that runs jobs on it and streams their tokens back over NATS."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from libs.common import runtime
+from libs.common.bus.connection import Bus
+from libs.common.contracts import subjects
+from libs.common.ids import new_boot_id
+from libs.common.journal import Journal
+from libs.common.runtime import Running, Service, StartFailed
+from services.worker import metrics
+from services.worker.clock import ServerClock
+from services.worker.endings import StopReason
+from services.worker.memory import Memory
+from services.worker.ollama import Ollama
+from services.worker.presence import CUT_OFF_S, Inventory, Presence
+from services.worker.run import Node
+from services.worker.runs import Runs
+from services.worker.settings import WorkerSettings
+
+GIVE_BACK_S = 5.0  # after the grace, for what is still running to be handed over
+
+
+@asynccontextmanager
+async def start(settings: WorkerSettings, bus: Bus) -> AsyncIterator[Running]:
+    boot = new_boot_id()
+    ollama = Ollama(settings.node_url, connections=settings.slots)
+    clock = ServerClock()
+    node = Node(settings.node, boot, bus, Journal(bus), ollama, clock, Memory())
+    runs = Runs(node, settings.slots)
+    inventory = Inventory(ollama)
+    presence = Presence(bus, clock, inventory, runs, node=settings.node, boot=boot)
+    metrics.slots.set(settings.slots)
+    if (problem := await presence.refuse_company()) is not None:
+        raise StartFailed(problem)
+    subscriptions = [
+        await bus.serve(subjects.worker(settings.node, boot, "run"), runs.run),
+        await bus.serve(subjects.worker(settings.node, boot, "cancel"), runs.cancel),
+        await bus.serve(subjects.worker(settings.node, boot, "read"), runs.read),
+        await bus.serve(subjects.worker(settings.node, boot, "ping"), runs.ping),
+        await presence.watch_namesakes(),
+    ]
+
+    async def drain() -> None:
+        runs.draining = True
+        await presence.say()
+        try:
+            await asyncio.wait_for(runs.idle(), settings.drain_grace)
+        except TimeoutError:
+            runs.stop_all(StopReason.DRAIN, "the worker is shutting down")
+            await asyncio.wait_for(runs.idle(), GIVE_BACK_S)
+
+    try:
+        yield Running(
+            tasks={
+                "inventory": inventory.watch(),
+                "presence": presence.keep_saying(),
+                "namesakes": _stop_when_replaced(presence),
+                "cut_off": _stop_runs_when_cut_off(presence, runs),
+            },
+            checks={"node": presence.problem},
+            drain=drain,
+        )
+    finally:
+        for subscription in subscriptions:
+            await subscription.stop()
+        await ollama.close()
+
+
+async def _stop_when_replaced(presence: Presence) -> None:
+    await presence.replaced.wait()
+    raise RuntimeError("a newer worker serves this node; this one stops")
+
+
+async def _stop_runs_when_cut_off(presence: Presence, runs: Runs) -> None:
+    """What a node does that nobody hears of counts for nothing unless its binding still holds; it must not burn a GPU for it."""
+    while True:
+        await asyncio.sleep(1)
+        if presence.cut_off_for() > CUT_OFF_S and len(runs):
+            runs.stop_all(StopReason.CUT_OFF, "NATS is away")
+
+
+SERVICE = Service(
+    name="worker",
+    about="Runs jobs on one Ollama and streams their tokens over NATS.",
+    settings=WorkerSettings,
+    start=start,
+)
+
+
+def main() -> None:
+    runtime.main(SERVICE)

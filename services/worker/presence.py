@@ -1,0 +1,169 @@
+"""Heartbeats: what the node has, holds and does, every two seconds and at once when a run ends; and who else claims the node."""
+
+import asyncio
+import contextlib
+import time
+from importlib.metadata import version
+
+import msgspec
+import structlog
+
+from libs.common.bus.buckets import Bucket
+from libs.common.bus.connection import Bus, Message, Subscription
+from libs.common.bus.failures import Away, BusError, NoResponders
+from libs.common.contracts import subjects
+from libs.common.contracts.codec import Malformed, encode
+from libs.common.contracts.control import decode_pong
+from libs.common.contracts.nodes import BEAT_S, RECORD_TTL_S, DiskModel, Heartbeat, LoadedModel, decode_heartbeat
+from libs.common.contracts.streams import NODES, key_subject
+from services.worker import metrics
+from services.worker.clock import ServerClock
+from services.worker.ollama import NodeAway, Ollama
+from services.worker.runs import Runs
+
+log = structlog.get_logger()
+
+MIN_BEAT_S = 0.05  # between two heartbeats, however much changes
+TAGS_EVERY_S = 10.0  # what is on disk changes seldom, and the node reads its whole manifest folder for it
+CUT_OFF_S = 30.0  # without NATS for so long: the generations stop (DESIGN §3)
+
+
+class Inventory:
+    """What the node's Ollama says of itself, asked in the background; a slow answer never delays a heartbeat."""
+
+    def __init__(self, ollama: Ollama) -> None:
+        self.version = ""
+        self.models: tuple[DiskModel, ...] = ()
+        self.loaded: tuple[LoadedModel, ...] = ()
+        self.problem = "not asked yet"
+        self.changed = asyncio.Event()
+        self._ollama = ollama
+        self._tags_at = -TAGS_EVERY_S
+        self._capabilities: dict[str, tuple[str, ...]] = {}
+
+    async def watch(self) -> None:
+        while True:
+            before = (self.problem, self.loaded, self.models)
+            try:
+                await self._ask()
+                self.problem = ""
+            except NodeAway as error:
+                self.problem = str(error)
+                self.loaded = ()
+                self._tags_at = -TAGS_EVERY_S
+            if before != (self.problem, self.loaded, self.models):
+                self.changed.set()
+                if before[0] != self.problem:
+                    log.warning("node.problem", problem=self.problem) if self.problem else log.info("node.reachable")
+            metrics.node_reachable.set(0 if self.problem else 1)
+            await asyncio.sleep(0.5 if self.problem else BEAT_S / 2)
+
+    async def _ask(self) -> None:
+        if time.monotonic() - self._tags_at >= TAGS_EVERY_S:
+            self.version = await self._ollama.version()
+            self.models = tuple([await self._with_capabilities(model) for model in await self._ollama.disk_models()])
+            self._tags_at = time.monotonic()
+        self.loaded = await self._ollama.loaded_models()
+
+    async def _with_capabilities(self, model: DiskModel) -> DiskModel:
+        """Older Ollamas leave them out of /api/tags; /api/show has them, asked once per digest."""
+        if model.capabilities:
+            return model
+        if model.digest not in self._capabilities:
+            with contextlib.suppress(NodeAway):
+                self._capabilities[model.digest] = await self._ollama.capabilities(model.name)
+        return msgspec.structs.replace(model, capabilities=self._capabilities.get(model.digest, ()))
+
+
+class Presence:
+    def __init__(self, bus: Bus, clock: ServerClock, inventory: Inventory, runs: Runs, *, node: str, boot: str) -> None:
+        self.replaced = asyncio.Event()
+        self._bus = bus
+        self._clock = clock
+        self._bucket = Bucket(bus, NODES)
+        self._inventory = inventory
+        self._runs = runs
+        self._node = node
+        self._boot = boot
+        self._beat = 0
+        self._acked_at = time.monotonic()
+
+    async def refuse_company(self) -> str | None:
+        """A sentence when another boot of this node is alive; only one worker may speak for a node."""
+        value, _ = await self._bucket.get(self._node)
+        if value is None:
+            return None
+        try:
+            other = decode_heartbeat(value)
+            answer = await self._bus.request(subjects.worker(self._node, other.boot, "ping"), timeout=1.0)
+            pong = decode_pong(answer)
+        except (Malformed, NoResponders, Away):
+            return None
+        return f"another worker (boot {pong.boot}) already serves node {self._node}; give this one another --node name"
+
+    async def watch_namesakes(self) -> Subscription:
+        """Whoever wakes up and finds a newer boot of its node stops."""
+
+        def receive(message: Message) -> None:
+            try:
+                other = decode_heartbeat(message.data)
+            except Malformed:
+                return
+            if other.boot > self._boot and not self.replaced.is_set():
+                log.error("node.replaced", newer_boot=other.boot)
+                self.replaced.set()
+
+        return await self._bus.subscribe(key_subject(NODES, self._node), receive)
+
+    async def say(self) -> None:
+        """One heartbeat, acked. Raises BusError."""
+        self._beat += 1
+        heartbeat = Heartbeat(
+            node=self._node,
+            boot=self._boot,
+            beat=self._beat,
+            changes=self._runs.changes,
+            slots=self._runs.slots,
+            running=self._runs.describe(),
+            models=self._inventory.models,
+            loaded=self._inventory.loaded,
+            draining=self._runs.draining,
+            reachable=not self._inventory.problem,
+            problem=self._inventory.problem,
+            ollama_version=self._inventory.version,
+            arriero_version=version("arriero"),
+        )
+        revision = await self._bucket.put(self._node, encode(heartbeat), ttl_s=RECORD_TTL_S)
+        self._acked_at = time.monotonic()
+        if self._beat % 30 == 1 and (stored := await self._bus.at(self._bucket.stream, revision)) is not None:
+            self._clock.learn(stored.at_ms)
+
+    async def keep_saying(self) -> None:
+        while True:
+            try:
+                await self.say()
+            except BusError as error:
+                log.debug("heartbeat.failed", error=str(error))
+            self._runs.changed.clear()
+            self._inventory.changed.clear()
+            await asyncio.sleep(MIN_BEAT_S)
+            await _any(self._runs.changed, self._inventory.changed, timeout=BEAT_S - MIN_BEAT_S)
+
+    def cut_off_for(self) -> float:
+        """Seconds since NATS last acked a heartbeat."""
+        return time.monotonic() - self._acked_at
+
+    def problem(self) -> str | None:
+        """For /readyz."""
+        if self.cut_off_for() > 3 * BEAT_S:
+            return f"no heartbeat acked for {self.cut_off_for():.0f} s"
+        return f"the node's Ollama: {self._inventory.problem}" if self._inventory.problem else None
+
+
+async def _any(*events: asyncio.Event, timeout: float) -> None:
+    waits = [asyncio.ensure_future(event.wait()) for event in events]
+    try:
+        await asyncio.wait(waits, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()

@@ -1,0 +1,271 @@
+"""One run: a binding executed on the node, from the request to the acked `done`, or to being given back."""
+
+import asyncio
+import contextlib
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import structlog
+
+from libs.common.bus.connection import Bus
+from libs.common.bus.failures import Away, BusError, Full
+from libs.common.contracts import subjects
+from libs.common.contracts.codec import Malformed, encode
+from libs.common.contracts.control import Free, Run, RunAnswer, RunStatus
+from libs.common.contracts.events import End, Event, line
+from libs.common.contracts.jobs import MAX_RUN_S, Binding, Completion, Hint, Submission
+from libs.common.contracts.nodes import Phase, Running
+from libs.common.contracts.requests import decode_request
+from libs.common.contracts.subjects import JobKey, OutKey
+from libs.common.ids import new_op_id
+from libs.common.journal import Entry, Journal, Lost, digest, ttl_s
+from services.worker import metrics
+from services.worker.clock import ServerClock
+from services.worker.endings import Broke, Drop, Ending, Finish, GiveBack, Stopped, StopReason, classify
+from services.worker.memory import Memory
+from services.worker.ollama import Ollama
+from services.worker.output import Output
+from services.worker.tokenlog import TokenLog
+from services.worker.translate import ollama_request, timings_of, usage_of
+
+log = structlog.get_logger()
+
+# After the request was closed the node goes on for a while; until then the slot is taken (ollama-facts.md §2.6, measured):
+LET_GO_DECODING_S = 0.04  # it stops at the next token, 10 to 35 ms
+LET_GO_WAITING_S = 1.1  # in prefill it looks for a closed peer once a second; a load is aborted within 250 ms
+KEEP_SEGMENTS_S = 10.0
+DONE_RETRY_S = 1.0
+
+
+@dataclass(frozen=True)
+class Node:
+    """What all runs of a worker share."""
+
+    name: str
+    boot: str
+    bus: Bus
+    journal: Journal
+    ollama: Ollama
+    clock: ServerClock
+    memory: Memory
+
+
+@dataclass
+class RunTask:
+    """`execute` runs once; `stop` may be said at any time, the first reason stays, except that a fence outranks all."""
+
+    node: Node
+    order: Run
+    tokens: TokenLog = field(default_factory=TokenLog)
+    phase: Phase = Phase.STARTING
+    model: str = ""
+    _stop: asyncio.Future[Stopped] | None = None
+    _fenced: bool = False
+    _first_output_ms: int | None = None
+
+    def __post_init__(self) -> None:
+        self._stop = asyncio.get_running_loop().create_future()
+
+    @property
+    def key(self) -> JobKey:
+        return JobKey(self.order.client, self.order.job)
+
+    def describe(self) -> Running:
+        return Running(
+            client=self.key.client, job=self.key.job, epoch=self.order.epoch, phase=self.phase, model=self.model
+        )
+
+    def stop(self, reason: StopReason, text: str = "") -> None:
+        self._fenced = self._fenced or reason is StopReason.FENCED
+        if self._stop and not self._stop.done():
+            self._stop.set_result(Stopped(reason, text))
+
+    async def execute(self) -> RunAnswer:
+        """What this boot will answer about this run from now on (`changes` is filled in by the caller)."""
+        started = await self._read_records()
+        if isinstance(started, RunAnswer):
+            return started
+        binding, bound, request_body = started
+        self.model = binding.job.model
+        out = Output(self.node.bus, OutKey(self.node.name, *self.key, self.order.epoch), self.tokens)
+        beat = asyncio.create_task(out.beat())
+        try:
+            ending = await self._generate(binding, request_body, out)
+            await self._let_go(ending)
+            outcome = Drop() if self._fenced else classify(ending)
+            metrics.runs.labels(type(outcome).__name__.lower()).inc()
+            match outcome:
+                case Finish():
+                    return await self._finish(binding, bound, outcome, out)
+                case GiveBack(fault):
+                    await out.keep_all(within=KEEP_SEGMENTS_S)
+                    return RunAnswer(status=RunStatus.GIVEN_BACK, changes=0, fault=fault)
+                case Drop():
+                    return RunAnswer(status=RunStatus.FINISHED, changes=0, reason="fenced")
+        finally:
+            beat.cancel()
+
+    # -- before --------------------------------------------------------------------------------------------------------
+
+    async def _read_records(self) -> tuple[Binding, Entry, bytes] | RunAnswer:
+        """The binding and the request, by sequence, from the leader; what stands there counts, not what the order says."""
+        try:
+            active, new = await asyncio.gather(
+                self.node.journal.record_at(self.order.revision), self.node.journal.record_at(self.order.submitted)
+            )
+            if active is None or new is None:
+                return _refused("the binding or the request is gone")
+            (active_subject, bound), (new_subject, submitted) = active, new
+            binding = bound.facts
+            if active_subject != subjects.record(self.key, "active") or not isinstance(binding, Binding):
+                return _refused("no binding at that sequence")
+            if (binding.node, binding.boot, binding.epoch) != (self.node.name, self.node.boot, self.order.epoch):
+                return _refused("the binding is not for this boot")
+            if new_subject != subjects.record(self.key, "new") or not isinstance(submitted.facts, Submission):
+                return _refused("no request at that sequence")
+            if self.node.memory.too_old(bound.at_ms, self.node.clock.now_ms()):
+                return _refused("the binding is older than this boot's memory: it may have run already")
+            carried = await self.node.journal.body(self.key, bound)
+            request = await self.node.journal.body(self.key, submitted)
+        except (BusError, Malformed) as error:
+            return RunAnswer(status=RunStatus.GIVEN_BACK, changes=0, reason=str(error))
+        if carried is None or request is None:
+            return _refused("a part of the request is gone")
+        self.tokens = TokenLog(carried)
+        return binding, bound, request
+
+    # -- during --------------------------------------------------------------------------------------------------------
+
+    async def _generate(self, binding: Binding, body: bytes, out: Output) -> Ending:
+        try:
+            request = decode_request(body)
+            path, payload = ollama_request(
+                binding.job.kind, request, keep_alive=self.order.keep_alive, num_ctx=self.order.num_ctx
+            )
+        except Malformed as error:
+            return Broke(f"the stored request cannot be read: {error}")
+        if binding.base:
+            # Continuing an answer is not built yet; the router ends such jobs, so nobody should come here.
+            return Broke("this worker cannot continue an answer")
+        assert self._stop
+        self.phase = Phase.WAITING
+        consuming = asyncio.create_task(self._consume(path, payload, out))
+        limit = max(0.0, min(self.order.seconds_left, MAX_RUN_S))
+        waits: list[asyncio.Future[Any]] = [consuming, self._stop]
+        await asyncio.wait(waits, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
+        if consuming.done():
+            return consuming.result()
+        ending = self._stop.result() if self._stop.done() else Stopped(StopReason.DEADLINE)
+        consuming.cancel()  # closes the connection: Ollama's only way to be told
+        with contextlib.suppress(asyncio.CancelledError):
+            await consuming
+        return ending
+
+    async def _consume(self, path: str, payload: bytes, out: Output) -> Ending:
+        ending: Ending = Broke("the node's stream ended without a word")
+        async with contextlib.aclosing(self.node.ollama.stream(path, payload)) as stream:  # type: ignore[type-var]
+            async for item in stream:
+                if not isinstance(item, list):
+                    ending = item
+                    continue
+                if self._first_output_ms is None:
+                    self._first_output_ms = self.node.clock.now_ms()
+                    self.phase = Phase.DECODING
+                for event in item:
+                    self.tokens.append(event)
+                await out.flush()
+        return ending
+
+    async def _let_go(self, ending: Ending) -> None:
+        if isinstance(ending, Stopped):
+            hold = LET_GO_DECODING_S if self.phase is Phase.DECODING else LET_GO_WAITING_S
+            self.phase = Phase.STOPPING
+            await asyncio.sleep(hold)
+
+    # -- after ---------------------------------------------------------------------------------------------------------
+
+    async def _finish(self, binding: Binding, bound: Entry, outcome: Finish, out: Output) -> RunAnswer:
+        """`done`, then the end event: an answer seen as finished is finished (DESIGN §4)."""
+        self.phase = Phase.STOPPING
+        end = Event(end=End(state=outcome.state, final=outcome.final, fault=outcome.fault))
+        seen = len(self.tokens)
+        whole = self.tokens.read(0) + line(end)
+        completion = self._completion(binding, bound, outcome, whole)
+        while True:
+            ttl = ttl_s(binding.job, created_ms=binding.created_ms, now_ms=self.node.clock.now_ms(), done=True)
+            try:
+                sequence = await self.node.journal.write(
+                    self.key, "done", completion, whole, expected=bound.sequence, ttl=ttl
+                )
+                break
+            except Lost as lost:
+                stands = lost.newest.facts if lost.newest else None
+                log.info("run.fenced", job_id=self.key.job, epoch=self.order.epoch, stands=type(stands).__name__)
+                return RunAnswer(status=RunStatus.FINISHED, changes=0, reason="fenced")
+            except (Full, Away, BusError) as error:
+                # Counts as running until it is written; the job's deadline is the last limit: its records vanish then.
+                log.warning("run.done_delayed", job_id=self.key.job, error=str(error))
+                if ttl <= 2 + binding.job.result_ttl_s / 2:
+                    return RunAnswer(status=RunStatus.GIVEN_BACK, changes=0, reason="could not store the result")
+                await asyncio.sleep(DONE_RETRY_S)
+        self.tokens.append(end)  # only now: what a reader of the log sees as ended has ended
+        await out.flush()
+        hint = Hint(state=outcome.state, epoch=self.order.epoch, sequence=sequence)
+        await self.node.bus.publish(subjects.hint(self.key), encode(hint))
+        log.info(
+            "job.ended", job_id=self.key.job, client=self.key.client, state=outcome.state, epoch=self.order.epoch,
+            model=binding.job.model, kind=binding.job.kind, log_bytes=seen, code=outcome.fault.code if outcome.fault else None,
+            tokens_out=completion.usage.completion_tokens if completion.usage else None,
+            ttft_s=completion.timings.first_token if completion.timings else None,
+        )  # fmt: skip
+        return RunAnswer(status=RunStatus.FINISHED, changes=0)
+
+    def _completion(self, binding: Binding, bound: Entry, outcome: Finish, whole: bytes) -> Completion:
+        final: dict[str, Any] = outcome.final or {}
+        first = self._first_output_ms
+        return Completion(
+            op_id=new_op_id(),
+            job=binding.job,
+            submitted=binding.submitted,
+            created_ms=binding.created_ms,
+            state=outcome.state,
+            epoch=self.order.epoch,
+            past=binding.past,
+            attempts=binding.attempts,
+            node=self.node.name,
+            boot=self.node.boot,
+            started_ms=first,
+            finished_ms=self.node.clock.now_ms(),
+            decision=binding.decision,
+            usage=usage_of(final) if outcome.final is not None else None,
+            timings=timings_of(
+                final,
+                wait_s=(bound.at_ms - binding.created_ms) / 1000,
+                first_token_s=(first - binding.created_ms) / 1000 if first is not None else None,
+            ),
+            fault=outcome.fault,
+            log_size=len(whole),
+            log_digest=digest(whole),
+        )
+
+
+def _refused(reason: str) -> RunAnswer:
+    return RunAnswer(status=RunStatus.REFUSED, changes=0, reason=reason)
+
+
+def freed(node: Node, run: RunTask, answer: RunAnswer) -> Free:
+    return Free(
+        node=node.name,
+        boot=node.boot,
+        client=run.key.client,
+        job=run.key.job,
+        epoch=run.order.epoch,
+        changes=answer.changes,
+        given_back=answer.status is RunStatus.GIVEN_BACK,
+        fault=answer.fault,
+    )
+
+
+def with_changes(answer: RunAnswer, changes: int) -> RunAnswer:
+    return msgspec.structs.replace(answer, changes=changes)
