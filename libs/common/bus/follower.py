@@ -59,13 +59,15 @@ class Follower:
         self._life = ""  # when the stream was created: another value is another stream
         self._heard_at = 0.0
         self._delivered = 0
+        self._behind = False  # what was stored while nobody listened is still on its way
         self._ended: asyncio.Future[None] | None = None
         bus.on_reconnect(self._doubt)
 
     @property
     def fresh(self) -> bool:
         """Caught up, and heard from within the last seconds: what is kept from it may be believed."""
-        return self.caught_up.is_set() and time.monotonic() - self._heard_at < SILENCE_S + HEARTBEAT_S
+        heard = time.monotonic() - self._heard_at < SILENCE_S + HEARTBEAT_S
+        return heard and not self._behind and self.caught_up.is_set()
 
     async def run(self) -> None:
         """Runs until cancelled."""
@@ -111,8 +113,11 @@ class Follower:
                     },
                 },
             )
+            backlog = created["num_pending"] + created["delivered"]["consumer_seq"]
+            # Before the clock of `fresh` starts anew: after an absence a revocation may be in the backlog.
+            self._behind = self._delivered < backlog
             self._heard_at = time.monotonic()
-            if created["num_pending"] + created["delivered"]["consumer_seq"] == 0:
+            if backlog == 0:
                 self.caught_up.set()
             while True:
                 await asyncio.wait([self._ended], timeout=1)
@@ -155,6 +160,7 @@ class Follower:
         self._on_record(Stored(message.subject, sequence, at_ms, message.headers, message.data))
         if pending == 0:
             self.caught_up.set()
+            self._behind = False
         if delivered % YIELD_EVERY == 0:
             await asyncio.sleep(0)
 
@@ -167,6 +173,9 @@ class Follower:
             await self._bus.publish(stalled)
         elif int(message.headers.get("Nats-Last-Consumer", self._delivered)) != self._delivered:
             self._doubt()
+        elif self._behind:  # a heartbeat: nothing is left to send, so the rest of the backlog was erased or has expired
+            self._behind = False
+            self.caught_up.set()
 
 
 def parse_ack(reply: str) -> tuple[int, int, int, int]:

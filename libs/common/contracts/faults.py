@@ -19,6 +19,7 @@ class Code(StrEnum):
     JOB_NOT_FOUND = "job_not_found"
     MODEL_NOT_FOUND = "model_not_found"
     METHOD_NOT_ALLOWED = "method_not_allowed"
+    ALREADY_EXISTS = "already_exists"
     POSITION_LOST = "position_lost"
     IDEMPOTENCY_MISMATCH = "idempotency_mismatch"
     TOO_LARGE = "too_large"
@@ -52,6 +53,7 @@ MEANING: dict[Code, Meaning] = {
     Code.JOB_NOT_FOUND: Meaning(404, False, "There is no such job"),
     Code.MODEL_NOT_FOUND: Meaning(404, False, "No node has this model"),
     Code.METHOD_NOT_ALLOWED: Meaning(405, False, "This address does not take that method"),
+    Code.ALREADY_EXISTS: Meaning(409, False, "There is one of that name already"),
     Code.POSITION_LOST: Meaning(409, False, "The stream cannot go on from that position"),
     Code.IDEMPOTENCY_MISMATCH: Meaning(422, False, "The Idempotency-Key was used with another body"),
     Code.TOO_LARGE: Meaning(413, False, "The request is too large"),

@@ -1,0 +1,9 @@
+"""What auth writes and gateways check must be one thing, so it lives here.
+
+| module      | holds                                                            |
+|-------------|------------------------------------------------------------------|
+| `api_keys`  | the text form of an API key                                      |
+| `verifiers` | how a secret is stored and compared                              |
+| `tokens`    | when an access token counts                                      |
+| `directory` | all clients and keys in memory, as the bucket `clients` has them |
+"""

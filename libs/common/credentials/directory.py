@@ -1,0 +1,104 @@
+"""All clients and API keys in memory, kept as the bucket `clients` has them: looking one up is a dictionary's work."""
+
+import asyncio
+from contextlib import suppress
+from typing import NoReturn
+
+import structlog
+
+from libs.common.bus.buckets import value_of
+from libs.common.bus.connection import Bus, Stored
+from libs.common.bus.follower import Follower
+from libs.common.contracts.clients import ApiKey, Client, decode_api_key, decode_client
+from libs.common.contracts.codec import Malformed
+from libs.common.contracts.streams import CLIENTS, key_subject
+
+log = structlog.get_logger()
+
+
+def client_key(client: str) -> str:
+    return f"client.{client}"
+
+
+def api_key_key(key: str) -> str:
+    return f"key.{key}"
+
+
+class Directory:
+    """`clients` and `keys` by id. Believe them only while `fresh`: else a revocation may have been missed."""
+
+    def __init__(self, bus: Bus) -> None:
+        self.clients: dict[str, Client] = {}
+        self.keys: dict[str, ApiKey] = {}
+        self.revision = 0  # of the last record seen
+        self._seen: list[tuple[int, asyncio.Future[None]]] = []
+        self._follower = Follower(
+            bus, f"KV_{CLIENTS}", [key_subject(CLIENTS, ">")], self._record, on_reset=self._forget
+        )
+
+    @property
+    def fresh(self) -> bool:
+        return self._follower.fresh
+
+    def check(self) -> str | None:
+        return None if self.fresh else "clients are not up to date: the bucket is not being heard from"
+
+    async def run(self) -> NoReturn:
+        await self._follower.run()
+        raise AssertionError("a follower does not end")
+
+    async def seen(self, revision: int, *, within: float) -> bool:
+        """Whether the record with that revision has arrived here, waiting for it `within` seconds at most."""
+        if self.revision < revision:
+            waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._seen.append((revision, waiting))
+            with suppress(TimeoutError):
+                await asyncio.wait_for(waiting, within)
+        return self.revision >= revision
+
+    def _forget(self) -> None:
+        self.clients.clear()
+        self.keys.clear()
+        self.revision = 0
+
+    def _record(self, stored: Stored) -> None:
+        value = value_of(stored)
+        match stored.subject.split(".")[2:]:
+            case ["client", name]:
+                self._keep_client(name, value)
+            case ["key", name]:
+                self._keep_key(name, value)
+            case _:
+                log.warning("directory.record_ignored", subject=stored.subject)
+        self.revision = stored.sequence
+        arrived = [waiting for revision, waiting in self._seen if revision <= self.revision or waiting.done()]
+        self._seen = [(revision, waiting) for revision, waiting in self._seen if waiting not in arrived]
+        for waiting in arrived:
+            if not waiting.done():
+                waiting.set_result(None)
+
+    # A record that cannot be read takes its client or key out: an old version may allow what the new one forbids.
+
+    def _keep_client(self, name: str, value: bytes | None) -> None:
+        self.clients.pop(name, None)
+        if value is None:
+            return
+        try:
+            client = decode_client(value)
+        except Malformed as error:
+            log.error("directory.record_unreadable", client=name, error=str(error))
+            return
+        if client.id == name:
+            self.clients[name] = client
+
+    def _keep_key(self, name: str, value: bytes | None) -> None:
+        self.keys.pop(name, None)
+        if value is None:
+            return
+        try:
+            key = decode_api_key(value)
+        except Malformed as error:
+            log.error("directory.record_unreadable", key=name, error=str(error))
+            return
+        if key.id == name:
+            self.keys[name] = key
