@@ -1,0 +1,79 @@
+"""The auth service: OAuth 2 client credentials, the public keys, and the administration of clients and API keys."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import structlog
+
+from libs.common import runtime
+from libs.common.bus.connection import Bus
+from libs.common.bus.failures import BusError
+from libs.common.contracts.codec import Malformed
+from libs.common.credentials.directory import Directory
+from libs.common.credentials.verifiers import Verifiers
+from libs.common.ops import Check
+from libs.common.runtime import Port, Running, Service
+from services.auth.admin import Admin
+from services.auth.app import build
+from services.auth.keyring import Keyring
+from services.auth.oauth import OAuth
+from services.auth.registry import Registry
+from services.auth.settings import AuthSettings
+
+log = structlog.get_logger()
+
+OPERATOR_RETRY_S = 1.0
+
+
+@asynccontextmanager
+async def start(settings: AuthSettings, bus: Bus) -> AsyncIterator[Running]:
+    cluster_secret = settings.cluster_secret.get_secret_value().encode()
+    verifiers = Verifiers(cluster_secret)
+    directory = Directory(bus)
+    keyring = Keyring(bus, cluster_secret)
+    registry = Registry(bus, directory, verifiers)
+    operator = Operator(settings, registry)
+    app = build(
+        settings.issuer,
+        directory,
+        keyring,
+        OAuth(settings.issuer, directory, keyring, verifiers),
+        Admin(settings.issuer, directory, keyring, registry),
+    )
+    checks: dict[str, Check] = {"clients": directory.check, "signing": keyring.check, "operator": operator.check}
+    yield Running(
+        tasks={"clients": directory.run(), "signing": keyring.run(), "operator": operator.run()},
+        ports=[Port(app, settings.host, settings.port)],
+        checks=checks,
+    )
+
+
+class Operator:
+    """The client that the settings name: with it, the first administrator makes the others."""
+
+    def __init__(self, settings: AuthSettings, registry: Registry) -> None:
+        self._id = settings.bootstrap_client_id
+        self._secret = settings.bootstrap_client_secret
+        self._registry = registry
+        self._problem: str | None = f"client {self._id} is not stored yet" if self._id else None
+
+    def check(self) -> str | None:
+        return self._problem
+
+    async def run(self) -> None:
+        while self._problem is not None:
+            try:
+                await self._registry.ensure_operator(self._id, self._secret.get_secret_value())
+                self._problem = None
+            except (BusError, Malformed) as error:
+                self._problem = f"client {self._id} cannot be stored: {error}"
+                log.warning("operator.not_stored", client=self._id, error=str(error))
+                await asyncio.sleep(OPERATOR_RETRY_S)
+
+
+SERVICE = Service(name="auth", about=(__doc__ or "").strip(), settings=AuthSettings, start=start)
+
+
+def main() -> None:
+    runtime.main(SERVICE)

@@ -1,0 +1,28 @@
+"""Faults as problem documents (RFC 9457)."""
+
+from typing import Any
+
+import msgspec
+from starlette.responses import Response
+
+from libs.common.contracts.faults import Fault
+
+
+def problem(fault: Fault, headers: dict[str, str] | None = None) -> Response:
+    meaning = fault.meaning
+    body: dict[str, Any] = {
+        "type": f"urn:arriero:fault:{fault.code}",
+        "title": meaning.title,
+        "status": meaning.status,
+        "detail": fault.message,
+        "code": fault.code,
+        "retryable": meaning.retryable,
+    }
+    if fault.path is not None:
+        body["path"] = fault.path
+    if fault.details:
+        body["details"] = fault.details
+    sent = {"Cache-Control": "no-store", **(headers or {})}
+    if fault.retry_after_s is not None:
+        sent["Retry-After"] = str(max(1, round(fault.retry_after_s)))
+    return Response(msgspec.json.encode(body), meaning.status, sent, media_type="application/problem+json")
