@@ -133,6 +133,8 @@ def _resumed(style: Style, unknown: str) -> Style:
     is_in_thought &= style.beginning is Beginning.THOUGHT or "<think>" in unknown
     return Style(
         beginning=Beginning.THOUGHT if is_in_thought else Beginning.ANSWER,
+        directives=style.directives if is_in_thought else Directives(),
+        calls=style.calls if is_in_thought else (),
         json_text=style.json_text if is_in_thought else _closing(unknown) if style.json_text else None,
     )
 

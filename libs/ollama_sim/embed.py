@@ -36,7 +36,8 @@ async def embed(node: Node, exchange: Exchange, body: bytes) -> None:
             return
         vectors, tokens = await _embed_all(node, runner, request)
         now_ns = time.perf_counter_ns()
-        answer = EmbedAnswer(request.model, vectors, now_ns - started_ns, loaded_ns - started_ns, tokens)
+        short = [[_shortest(value) for value in vector] for vector in vectors]
+        answer = EmbedAnswer(request.model, short, now_ns - started_ns, loaded_ns - started_ns, tokens)
         await exchange.json(answer)
         node.counters.served += 1
 
@@ -92,6 +93,11 @@ def _word_vector(blob_id: str, word: str, length: int) -> tuple[int, ...]:
 
 
 def _as_float32(value: float) -> float:
-    """The shortest decimal that stands for the 32-bit value, which is what Ollama sends."""
     (exact,) = struct.unpack("f", struct.pack("f", value))
-    return float(f"{exact:.8g}")
+    return float(exact)
+
+
+def _shortest(value: float) -> float:
+    """The shortest decimal that stands for the 32-bit value; the newer route sends these, the old one all digits."""
+    texts = (f"{value:.{digits}g}" for digits in (7, 8, 9))
+    return next((float(text) for text in texts if _as_float32(float(text)) == value), value)

@@ -49,6 +49,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     is_eager_caller: bool = False  # calls the first offered tool without being told to
     context_length: int = 32768  # what it was trained with; num_ctx is clamped to it
     embedding_length: int = 768
+    architecture: str = ""  # GGUF name; empty = guessed from the model's
     blob: str = ""  # models that share a blob share a runner
     revision: int = 1  # another revision has other digests and other answers
     modified_ns: int = 0
@@ -64,6 +65,8 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def family(self) -> str:
+        if self.architecture:
+            return self.architecture
         lowered = self.name.model.lower()
         found = next((family for prefix, family in _FAMILIES if lowered.startswith(prefix)), None)
         return found or ("bert" if self.can_embed else "llama")
@@ -127,6 +130,8 @@ def _attribute(attribute: str, spec: str) -> dict[str, object]:
             return {"embedding_length": int(value)}
         case "rev" if value.isdigit():
             return {"revision": int(value)}
+        case "family" if value:
+            return {"architecture": value}
         case "blob" if value:
             shared = parse_name(value)
             return {"blob": shared.key if shared else value}
@@ -134,7 +139,7 @@ def _attribute(attribute: str, spec: str) -> dict[str, object]:
             return {"path": key}
     raise BadModelSpec(
         f"{attribute!r} in {spec!r}: expected thinking, tools, caller, embed, vision, native, template-open, "
-        "template-closed, parser, ctx=N, dim=N, blob=NAME or rev=N"
+        "template-closed, parser, ctx=N, dim=N, family=NAME, blob=NAME or rev=N"
     )
 
 
