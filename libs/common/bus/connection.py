@@ -174,6 +174,32 @@ class Bus:
         """The answer's bytes. Raises NoResponders (at once), or Away."""
         return (await self._ask(subject, payload, timeout)).data
 
+    async def ask_all(self, subject: str, payload: bytes, *, within: float, limit: int = 64) -> list[bytes]:
+        """Every answer that comes within so many seconds; at once empty when nobody listens. Raises Away if not connected."""
+        if not self.connected:
+            raise Away("not connected to NATS")
+        answers: list[bytes] = []
+        enough = asyncio.Event()
+
+        def receive(message: Message) -> None:
+            if message.headers.get("Status") == "503":
+                enough.set()
+            else:
+                answers.append(message.data)
+                if len(answers) >= limit:
+                    enough.set()
+
+        inbox = self._client.new_inbox()
+        subscription = await self.subscribe(inbox, receive)
+        try:
+            await self.publish(subject, payload, reply=inbox)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(within):
+                    await enough.wait()
+        finally:
+            await subscription.stop()
+        return answers
+
     async def subscribe(
         self, subject: str, receive: Callable[[Message], Awaitable[None] | None], *, queue: str = ""
     ) -> Subscription:

@@ -63,6 +63,10 @@ class Follower:
         self._ended: asyncio.Future[None] | None = None
         bus.on_reconnect(self._doubt)
 
+    def problem(self) -> str | None:
+        """For /readyz."""
+        return None if self.fresh else f"what is known of {self._stream} may be out of date"
+
     @property
     def fresh(self) -> bool:
         """Caught up, and heard from within the last seconds: what is kept from it may be believed."""
@@ -127,8 +131,7 @@ class Follower:
                     raise _Gap("no heartbeat")
         finally:
             await subscription.stop()
-            with_consumer = self._bus.connected
-            if with_consumer:
+            if self._bus.connected:
                 await self._bus.publish(f"$JS.API.CONSUMER.DELETE.{self._stream}.{name}")
 
     async def _check_life(self) -> None:

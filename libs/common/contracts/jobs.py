@@ -78,6 +78,7 @@ class Decision(Contract, frozen=True, kw_only=True):
 
     node: str
     reason: str
+    cold: bool = False  # the model was not in memory there: a load comes first
     waited_ms: int = 0
     candidates: tuple[Candidate, ...] = ()
 

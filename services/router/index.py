@@ -1,0 +1,181 @@
+"""Every unfinished job, folded from the log (DESIGN §3). Pure: no I/O, no clock.
+
+Two consumers feed it, one of `new`, `active` and cancels, one of `done`; between them there is no order, so sequences
+decide: a final record wins over smaller sequences only, and a `new` drops everything older of its id, because an id made
+from an Idempotency-Key can live again. The router's own writes are folded in the same way as soon as they are acked.
+"""
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from libs.common.contracts.jobs import Binding, CancelMark, Completion, Submission
+from libs.common.contracts.subjects import JobKey
+
+Facts: TypeAlias = Submission | Binding | Completion | CancelMark | None
+
+MAX_FINISHED = 100_000  # remembered only while one consumer may be ahead of the other
+
+
+@dataclass(slots=True)
+class Job:
+    """An unfinished job. `sequence` is that of its newest record: what the next compare-and-set must name."""
+
+    key: JobKey
+    submission: Submission
+    submitted: int
+    created_ms: int
+    sequence: int
+    binding: Binding | None = None  # the newest `active`: bound if it names a node, else given back
+    bound_ms: int = 0
+    cancel: str | None = None  # the reason, once a cancel mark for this life of the id was seen
+    gathered: bytes | None = None  # what was shown of the epochs before, once the router has asked
+
+    @property
+    def bound(self) -> bool:
+        return self.binding is not None and self.binding.node is not None
+
+    @property
+    def ungathered(self) -> bool:
+        """A requeue lists its epoch without a base until gathered; nobody binds or ends before."""
+        return (
+            not self.bound
+            and self.gathered is None
+            and self.binding is not None
+            and any(past.base is None for past in self.binding.past)
+        )
+
+    @property
+    def deadline_ms(self) -> float:
+        return self.created_ms + self.submission.deadline_s * 1000
+
+    @property
+    def not_before_ms(self) -> int:
+        return (self.binding.not_before_ms or 0) if self.binding and not self.bound else 0
+
+
+@dataclass(slots=True)
+class Leftover:
+    """Records of a finished job that still stand, by sequence (0: emptied, or never there)."""
+
+    new: int = 0
+    active: int = 0
+    parts: bool = False
+
+
+class Index:
+    def __init__(self) -> None:
+        self.jobs: dict[JobKey, Job] = {}
+        self.leftovers: dict[JobKey, Leftover] = {}
+        self._finished: OrderedDict[JobKey, int] = OrderedDict()
+        self._marks: dict[JobKey, CancelMark] = {}
+
+    def clear(self) -> None:
+        for table in (self.jobs, self.leftovers, self._finished, self._marks):
+            table.clear()
+
+    def fold(self, key: JobKey, record: str, facts: Facts, sequence: int, at_ms: int) -> Job | None:
+        """Fold one record; the job if it is unfinished and this record changed it. Older or repeated records change nothing."""
+        match record:
+            case "done":
+                self._fold_done(key, facts, sequence)
+                return None
+            case "cancel":
+                return self._fold_cancel(key, facts)
+            case "new" | "active" if facts is None:
+                self._fold_emptied(key, record, sequence)
+                return None
+            case "new" if isinstance(facts, Submission):
+                return self._fold_new(key, facts, sequence, at_ms)
+            case "active" if isinstance(facts, Binding):
+                return self._fold_active(key, facts, sequence, at_ms)
+        return None
+
+    def forget(self, key: JobKey) -> None:
+        """The folder is gone: its records have expired."""
+        self.jobs.pop(key, None)
+        self._marks.pop(key, None)
+
+    def _fold_new(self, key: JobKey, facts: Submission, sequence: int, at_ms: int) -> Job | None:
+        if self._finished.get(key, 0) > sequence:
+            self._leave(key).new = sequence
+            return None
+        known = self.jobs.get(key)
+        if known is not None and known.sequence >= sequence:
+            return None
+        self._finished.pop(key, None)
+        self.leftovers.pop(key, None)
+        job = Job(key, facts, submitted=sequence, created_ms=at_ms, sequence=sequence)
+        self.jobs[key] = job
+        self._apply_mark(job)
+        return job
+
+    def _fold_active(self, key: JobKey, facts: Binding, sequence: int, at_ms: int) -> Job | None:
+        if self._finished.get(key, 0) > sequence:
+            leftover = self._leave(key)
+            leftover.active, leftover.new = sequence, leftover.new or facts.submitted
+            return None
+        job = self.jobs.get(key)
+        if job is not None and job.sequence >= sequence:
+            return None
+        if job is None or job.submitted != facts.submitted:
+            job = Job(key, facts.job, submitted=facts.submitted, created_ms=facts.created_ms, sequence=sequence)
+            self.jobs[key] = job
+            self._apply_mark(job)
+        job.sequence, job.binding, job.bound_ms, job.gathered = sequence, facts, at_ms, None
+        return job
+
+    def _fold_done(self, key: JobKey, facts: Facts, sequence: int) -> None:
+        job = self.jobs.get(key)
+        if job is not None and job.sequence > sequence:
+            return  # a later life of the id
+        if self._finished.get(key, 0) >= sequence:
+            return
+        self._finished[key] = sequence
+        self._finished.move_to_end(key)
+        while len(self._finished) > MAX_FINISHED:
+            self._finished.popitem(last=False)
+        if job is not None:
+            leftover = self._leave(key)
+            leftover.new = job.submitted
+            leftover.active = job.sequence if job.binding is not None else 0
+            leftover.parts = job.submission.parts is not None or bool(job.binding and job.binding.parts)
+            del self.jobs[key]
+        if isinstance(facts, Completion) and facts.job.parts is not None:
+            self._leave(key).parts = True
+        self._marks.pop(key, None)
+
+    def _fold_emptied(self, key: JobKey, record: str, sequence: int) -> None:
+        job = self.jobs.get(key)
+        if job is not None and job.sequence < sequence:
+            self.forget(key)  # only finished jobs are emptied: the `done` was older than the rebuild
+        leftover = self.leftovers.get(key)
+        if leftover is None:
+            return
+        if record == "new":
+            leftover.new = 0
+        else:
+            leftover.active = 0
+        if not leftover.new and not leftover.active:
+            del self.leftovers[key]
+
+    def _fold_cancel(self, key: JobKey, facts: Facts) -> Job | None:
+        if not isinstance(facts, CancelMark):
+            return None
+        self._marks[key] = facts
+        job = self.jobs.get(key)
+        return job if job is not None and self._apply_mark(job) else None
+
+    def _apply_mark(self, job: Job) -> bool:
+        mark = self._marks.get(job.key)
+        if mark is None:
+            return False
+        if mark.submitted < job.submitted:
+            del self._marks[job.key]  # it was meant for an earlier life of this id
+            return False
+        if mark.submitted == job.submitted:
+            job.cancel = mark.reason
+        return job.cancel is not None
+
+    def _leave(self, key: JobKey) -> Leftover:
+        return self.leftovers.setdefault(key, Leftover())

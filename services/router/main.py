@@ -1,0 +1,85 @@
+"""The router: decides which node runs which job, and when. Run several; one is active."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from libs.common import runtime
+from libs.common.bus.connection import Bus, Subscription
+from libs.common.bus.failures import BusError
+from libs.common.bus.follower import Follower
+from libs.common.contracts import subjects
+from libs.common.contracts.streams import JOBS, NODES, key_subject
+from libs.common.ids import new_boot_id
+from libs.common.runtime import Running, Service
+from services.router.lease import Lease
+from services.router.loop import Router
+from services.router.settings import RouterSettings
+
+
+@asynccontextmanager
+async def start(settings: RouterSettings, bus: Bus) -> AsyncIterator[Running]:
+    serving: list[Subscription] = []
+
+    async def on_lease(active: bool) -> None:
+        """Only the active router is spoken to."""
+        if active and not serving:
+            serving.append(await bus.subscribe(subjects.router("free"), router.on_free))
+            serving.append(await bus.serve(subjects.router("place"), router.place))
+            serving.append(await bus.serve(subjects.router("erase"), router.erase))
+        while not active and serving:
+            await serving.pop().stop()
+
+    lease = Lease(bus, new_boot_id(), on_lease)
+    router = Router(bus, is_active=lambda: lease.active and jobs.caught_up.is_set())
+    jobs = Follower(
+        bus,
+        JOBS,
+        [subjects.NEW, subjects.ACTIVE, subjects.CANCELS],
+        router.on_record,
+        on_reset=router.reset,
+        headers_only=True,
+    )
+    # `done` only from where the rebuild began: what is older shows when a compare-and-set on it fails.
+    last = (await bus.api(f"STREAM.INFO.{JOBS}"))["state"]["last_seq"]
+    done = Follower(bus, JOBS, [subjects.DONE], router.on_record, headers_only=True, from_sequence=last + 1)
+    nodes = Follower(bus, f"KV_{NODES}", [key_subject(NODES, "*")], router.on_node_record)
+    heartbeats = await bus.subscribe(key_subject(NODES, "*"), router.on_heartbeat)
+    followers = {"jobs": jobs, "done": done, "nodes": nodes}
+
+    async def drain() -> None:
+        with contextlib.suppress(BusError):
+            await lease.release()
+        await asyncio.sleep(0)
+
+    try:
+        yield Running(
+            tasks={
+                **{f"follow.{name}": follower.run() for name, follower in followers.items()},
+                "lease": lease.run(),
+                "loop": router.run(),
+                "pings": router.ping_nodes(),
+            },
+            checks={
+                "lease": lease.problem,
+                **{f"follow.{name}": follower.problem for name, follower in followers.items()},
+            },
+            drain=drain,
+        )
+    finally:
+        await heartbeats.stop()
+        for subscription in serving:
+            await subscription.stop()
+
+
+SERVICE = Service(
+    name="router",
+    about="Decides which node runs which job. Run several: one is active, the others stand by.",
+    settings=RouterSettings,
+    start=start,
+)
+
+
+def main() -> None:
+    runtime.main(SERVICE)

@@ -1,0 +1,148 @@
+"""The router's writes: bind, requeue, end, and tidying up. Each is one compare-and-set on the job's folder.
+
+Losing one is normal (a worker finished first, another router was quicker): the caller gets what stands there instead.
+"""
+
+import time
+
+import msgspec
+import structlog
+
+from libs.common.bus.connection import Bus
+from libs.common.contracts import subjects
+from libs.common.contracts.codec import encode
+from libs.common.contracts.control import Erase
+from libs.common.contracts.events import End as EndEvent
+from libs.common.contracts.events import Event, line
+from libs.common.contracts.faults import Fault
+from libs.common.contracts.headers import EXPECTED_SEQUENCE, FACTS, TTL
+from libs.common.contracts.jobs import Attempt, Binding, Completion, Hint, PastEpoch
+from libs.common.contracts.streams import JOBS, OUT
+from libs.common.contracts.subjects import JobKey
+from libs.common.ids import new_op_id
+from libs.common.journal import Journal, digest, ttl_s
+from libs.common.states import JobState
+from services.router.decide import Bind
+from services.router.index import Job, Leftover
+from services.router.settle import counts, not_before
+
+log = structlog.get_logger()
+
+
+class Transitions:
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+        self._journal = Journal(bus)
+
+    async def bind(self, job: Job, verdict: Bind) -> tuple[Binding, int]:
+        """The binding and its sequence. Raises what Journal.write raises."""
+        binding = Binding(
+            op_id=new_op_id(),
+            job=job.submission,
+            submitted=job.submitted,
+            created_ms=job.created_ms,
+            epoch=job.sequence,
+            node=verdict.node,
+            boot=verdict.boot,
+            past=_gathered(job),
+            attempts=job.binding.attempts if job.binding else (),
+            decision=verdict.decision,
+        )
+        return binding, await self._write_active(job, binding, JobState.BOUND)
+
+    async def requeue(self, job: Job, fault: Fault | None, *, refused: bool = False) -> tuple[Binding, int]:
+        """Take a bound job from its node: the fence. Its epoch is listed without a base until it has been gathered."""
+        bound = job.binding
+        assert bound is not None
+        assert bound.node is not None
+        now_ms = _now_ms()
+        attempts = bound.attempts
+        if counts(fault):
+            assert fault is not None
+            attempts = (*attempts, Attempt(epoch=bound.epoch, node=bound.node, fault=fault, at_ms=now_ms))
+        binding = Binding(
+            op_id=new_op_id(),
+            job=job.submission,
+            submitted=job.submitted,
+            created_ms=job.created_ms,
+            epoch=job.sequence,
+            past=(*bound.past, PastEpoch(epoch=bound.epoch)),
+            attempts=attempts,
+            not_before_ms=not_before(attempts, fault, now_ms, refused=refused),
+        )
+        return binding, await self._write_active(job, binding, JobState.QUEUED)
+
+    async def end(self, job: Job, state: JobState, fault: Fault) -> tuple[Completion, int]:
+        """End a job that no node holds, with what had been shown of it as its log."""
+        text = job.gathered or b""
+        whole = text + line(Event(end=EndEvent(state=state, fault=fault)))
+        completion = Completion(
+            op_id=new_op_id(),
+            job=job.submission,
+            submitted=job.submitted,
+            created_ms=job.created_ms,
+            state=state,
+            epoch=job.sequence,
+            past=_gathered(job),
+            attempts=job.binding.attempts if job.binding else (),
+            finished_ms=_now_ms(),
+            fault=fault,
+            log_size=len(whole),
+            log_digest=digest(whole),
+        )
+        ttl = ttl_s(job.submission, created_ms=job.created_ms, now_ms=_now_ms(), done=True)
+        sequence = await self._journal.write(job.key, "done", completion, whole, expected=job.sequence, ttl=ttl)
+        await self._hint(job.key, Hint(state=state, epoch=completion.epoch, sequence=sequence))
+        return completion, sequence
+
+    async def tidy(self, key: JobKey, leftover: Leftover) -> None:
+        """Empty a finished job's `new`, then `active`: for space and privacy, not for correctness. Raises BusError."""
+        if leftover.new:
+            await self._journal.empty(key, "new", leftover.new)
+        if leftover.active:
+            await self._journal.empty(key, "active", leftover.active)
+
+    async def erase(self, wish: Erase) -> str | None:
+        """Replace a finished job's `done` by state and digest, and purge its parts and output. A sentence if it could not.
+
+        Compare-and-set on `done`'s own sequence: the folder's state is final, nothing else may change.
+        """
+        key = JobKey(wish.client, wish.job)
+        entry = await self._journal.newest(key)
+        if entry is None or not isinstance(entry.facts, Completion):
+            return "the job is not finished"
+        completion = entry.facts
+        if not completion.erased:
+            bare = msgspec.structs.replace(
+                completion, op_id=new_op_id(), erased=True, parts=None, decision=None, attempts=(), fault=None,
+                job=msgspec.structs.replace(completion.job, metadata=None, affinity=()),
+            )  # fmt: skip
+            headers = {
+                FACTS: encode(bare).decode(),
+                EXPECTED_SEQUENCE: str(entry.sequence),
+                TTL: str(ttl_s(completion.job, created_ms=completion.created_ms, now_ms=_now_ms(), done=True)),
+            }
+            await self._bus.append(subjects.record(key, "done"), b"", headers=headers)
+        await self._journal.purge(JOBS, subjects.parts_of_job(key))
+        await self._journal.purge(OUT, subjects.segments_of_job(key))
+        return None
+
+    async def _write_active(self, job: Job, binding: Binding, state: JobState) -> int:
+        ttl = ttl_s(job.submission, created_ms=job.created_ms, now_ms=_now_ms())
+        sequence = await self._journal.write(job.key, "active", binding, b"", expected=job.sequence, ttl=ttl)
+        await self._hint(job.key, Hint(state=state, epoch=binding.epoch, sequence=sequence))
+        return sequence
+
+    async def _hint(self, key: JobKey, hint: Hint) -> None:
+        await self._bus.publish(subjects.hint(key), encode(hint))
+
+
+def _gathered(job: Job) -> tuple[PastEpoch, ...]:
+    """The epochs before, the last one with the base that was gathered for it."""
+    past = job.binding.past if job.binding else ()
+    size = len(job.gathered or b"")
+    return tuple(PastEpoch(epoch=p.epoch, base=size if p.base is None else p.base) for p in past)
+
+
+def _now_ms() -> int:
+    return int(time.time() * 1000)
