@@ -1,0 +1,1 @@
+"""The `arriero` command. It talks to a running stack, or starts services as processes; it imports no service."""

@@ -1,0 +1,46 @@
+"""The client that every fresh stack has, so that there is a credential to try things with, and no way in without one."""
+
+import asyncio
+import itertools
+from pathlib import Path
+
+import msgspec
+
+from libs.cli.home import DemoClient, Home
+from libs.cli.whereabouts import Administrator
+
+NAME = "demo"
+
+
+def stored(home: Home) -> DemoClient | None:
+    """Raises CommandFailed when its file is damaged."""
+    return home.read(
+        _file(home),
+        DemoClient,
+        remedy=f"put the right content back, or move {home.path} away to start afresh",
+    )
+
+
+async def demo_client(home: Home, administrator: Administrator) -> DemoClient:
+    """The one of this home, made the first time. A Ctrl-C does not fall between its making and its keeping."""
+    known = stored(home)
+    if known is not None:
+        return known
+    making = asyncio.create_task(_make(home, administrator), name="make demo client")
+    return await asyncio.shield(making)
+
+
+async def _make(home: Home, administrator: Administrator) -> DemoClient:
+    from libs.cli.admin import administration  # httpx: not before the processes are on their way
+
+    async with administration(administrator) as admin:
+        taken = {client["client_id"] for client in await admin.clients()}
+        # A crash may have lost the credentials of an earlier one; auth cannot tell them again.
+        name = next(name for n in itertools.count(1) if (name := NAME if n == 1 else f"{NAME}-{n}") not in taken)
+        made = await admin.create_client(name)
+    home.write(_file(home), msgspec.json.encode(made))
+    return made
+
+
+def _file(home: Home) -> Path:
+    return home.path / "clients" / f"{NAME}.json"
