@@ -21,7 +21,6 @@ from authlib.oauth2.rfc6749 import (
     InvalidRequestError,
     OAuth2Error,
     OAuth2Request,
-    UnsupportedGrantTypeError,
 )
 from authlib.oauth2.rfc6749.requests import BasicOAuth2Payload
 from authlib.oauth2.rfc9068 import JWTBearerTokenGenerator
@@ -191,13 +190,6 @@ class AccessTokens(JWTBearerTokenGenerator):  # type: ignore[misc]  # authlib ha
         return secrets.token_urlsafe(16)
 
 
-class _UnsupportedGrant(UnsupportedGrantTypeError):  # type: ignore[misc]  # authlib has no types
-    """Authlib's text repeats what was sent, with characters that RFC 6749 §5.2 forbids in it."""
-
-    def get_error_description(self) -> str:
-        return f"This server knows grant_type={GRANT} only."
-
-
 def _tls(issuer: str) -> str:
     return "https://" + issuer.partition("://")[2]
 
@@ -217,7 +209,7 @@ def _form(content_type: str, body: bytes) -> dict[str, str]:
     if "grant_type" not in form:
         raise InvalidRequestError(f"Parameter grant_type is missing: send grant_type={GRANT}.")
     if form["grant_type"] != GRANT:
-        raise _UnsupportedGrant(form["grant_type"])
+        raise OAuth2Error(f"This server knows grant_type={GRANT} only.", error="unsupported_grant_type")
     return form
 
 
