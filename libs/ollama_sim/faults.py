@@ -11,6 +11,8 @@ from enum import StrEnum
 
 import msgspec
 
+from libs.ollama_sim.names import parse_name
+
 INFERENCE_ROUTES = frozenset({"/api/chat", "/api/generate", "/api/embed", "/api/embeddings"})
 
 
@@ -59,7 +61,7 @@ class Fault(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One thing that goes wrong; it fires on the `request`-th match and after, `count` times (0 = for ever)."""
 
     kind: FaultKind
-    model: str | None = None  # short name with tag; None = any
+    model: str | None = None  # None = any
     route: str | None = None  # only for kinds of the request phase; None = the inference routes
     request: int = 1
     probability: float = 1.0
@@ -117,9 +119,14 @@ def fire(
 def _matches(fault: Fault, occasion: Occasion) -> bool:
     if fault.kind.phase is not occasion.phase:
         return False
-    if fault.model is not None and fault.model != occasion.model:
+    if fault.model is not None and not _is_same_model(fault.model, occasion.model):
         return False
     return occasion.route == fault.route if fault.route else occasion.route in INFERENCE_ROUTES
+
+
+def _is_same_model(wanted: str, actual: str) -> bool:
+    wanted_name, actual_name = parse_name(wanted), parse_name(actual)
+    return wanted_name is not None and actual_name is not None and wanted_name.key == actual_name.key
 
 
 def _parse_fault(text: str) -> Fault:

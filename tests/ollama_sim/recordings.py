@@ -85,7 +85,7 @@ def read_reply(raw: bytes, *, is_head: bool = False) -> Reply:
 
 
 def _read_chunks(rest: bytes) -> tuple[tuple[bytes, ...], bool]:
-    chunks = []
+    chunks: list[bytes] = []
     while rest:
         size_text, _, rest = rest.partition(b"\r\n")
         size = int(size_text, 16)

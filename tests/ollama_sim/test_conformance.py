@@ -127,8 +127,7 @@ REAL = os.environ.get("ARRIERO_TEST_OLLAMA", "")
 STATELESS = [name for name in COMPARED if name not in BEFORE and name not in FAULTS and not name.startswith("ps-")]
 
 
-@pytest.mark.skipif(not REAL, reason="ARRIERO_TEST_OLLAMA is not set")
-@pytest.mark.parametrize("name", STATELESS)
+@pytest.mark.parametrize("name", STATELESS if REAL else [])
 async def test_a_real_server_answers_in_the_recorded_form(name: str) -> None:
     recording = load(name)
     model = (recording.body or {}).get("model", "") if isinstance(recording.body, dict) else ""
