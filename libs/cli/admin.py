@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-from libs.cli.home import DemoClient
+from libs.cli.home import MadeClient
 from libs.cli.http import Http, connect
 from libs.cli.whereabouts import Administrator
 
@@ -31,11 +31,11 @@ class Admin:
         answer = await self._http.call("GET", "/clients")
         return list(answer["clients"])
 
-    async def create_client(self, name: str, scopes: Sequence[str] = ()) -> DemoClient:
+    async def create_client(self, name: str, scopes: Sequence[str] = ()) -> MadeClient:
         """A client with one API key. Its secret and key are shown this once."""
         made = await self._http.call("POST", "/clients", {"name": name, **({"scopes": list(scopes)} if scopes else {})})
         key = await self.create_key(made["client_id"])
-        return DemoClient(
+        return MadeClient(
             client_id=made["client_id"],
             client_secret=made["client_secret"],
             api_key=key["api_key"],

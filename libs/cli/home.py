@@ -37,7 +37,7 @@ class About(msgspec.Struct, kw_only=True):
     max_file_store: int
 
 
-class DemoClient(msgspec.Struct, kw_only=True, frozen=True):
+class MadeClient(msgspec.Struct, kw_only=True, frozen=True):
     """`clients/<name>.json`; also what `arriero client create --json` prints."""
 
     client_id: str

@@ -4,6 +4,7 @@ import sys
 
 import typer
 
+from libs.cli import chat, clients, fleet, job, nats, sim, status
 from libs.cli.failures import CommandFailed
 from libs.cli.output import fail
 from libs.cli.up import command as up_command
@@ -15,6 +16,14 @@ HELP = """Run a fleet of Ollama nodes behind one durable queue with live tokens.
 
 With --json a command prints JSON on stdout and nothing else. A failure is one sentence on stderr, and with --json also
 {"error": {"code", "message"}} on stdout. Exit codes: 0 done, 1 failed, 2 wrong usage.
+
+\b
+Examples:
+  arriero up                                           start everything, stream a first answer
+  arriero chat llama3.2:3b "Why are llamas good walkers?"
+  arriero job submit llama3.2:3b "Tell a long story." --watch
+  arriero client create ci --json                      a client of its own for another program
+  arriero status                                       what runs, and what is not ready
 """
 
 app = typer.Typer(
@@ -22,13 +31,22 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command(help=up_command.HELP)(up_command.up)
+app.command()(chat.chat)
+app.add_typer(job.app, name="job")
+app.command()(fleet.nodes)
+app.command()(fleet.models)
+app.command()(status.status)
+app.add_typer(clients.client_app, name="client")
+app.add_typer(clients.key_app, name="key")
+app.add_typer(nats.app, name="nats")
+app.command(add_help_option=False, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})(sim.sim)
 
 
-@app.callback()
-def _root() -> None:
+@clients.key_app.callback()
+def _key() -> None:
     pass
 
 

@@ -50,7 +50,8 @@ def table(rows: Sequence[Sequence[object]], headings: Sequence[str]) -> str:
 def fail(failure: CommandFailed) -> int:
     """Says it, and gives the exit code."""
     if _Choice.as_json:
-        line({"error": {"code": failure.code, "message": str(failure)}})
+        details = {"details": failure.details} if failure.details else {}
+        line({"error": {"code": failure.code, "message": str(failure), **details}})
     print(f"arriero: {failure}", file=sys.stderr)
     if failure.more:
         print("\n".join(f"    {text}" for text in failure.more.splitlines()), file=sys.stderr)

@@ -6,22 +6,22 @@ from pathlib import Path
 
 import msgspec
 
-from libs.cli.home import DemoClient, Home
+from libs.cli.home import Home, MadeClient
 from libs.cli.whereabouts import Administrator
 
 NAME = "demo"
 
 
-def stored(home: Home) -> DemoClient | None:
+def stored(home: Home) -> MadeClient | None:
     """Raises CommandFailed when its file is damaged."""
     return home.read(
         _file(home),
-        DemoClient,
+        MadeClient,
         remedy=f"put the right content back, or move {home.path} away to start afresh",
     )
 
 
-async def demo_client(home: Home, administrator: Administrator) -> DemoClient:
+async def demo_client(home: Home, administrator: Administrator) -> MadeClient:
     """The one of this home, made the first time. A Ctrl-C does not fall between its making and its keeping."""
     known = stored(home)
     if known is not None:
@@ -30,7 +30,7 @@ async def demo_client(home: Home, administrator: Administrator) -> DemoClient:
     return await asyncio.shield(making)
 
 
-async def _make(home: Home, administrator: Administrator) -> DemoClient:
+async def _make(home: Home, administrator: Administrator) -> MadeClient:
     from libs.cli.admin import administration  # httpx: not before the processes are on their way
 
     async with administration(administrator) as admin:

@@ -1,6 +1,7 @@
 """The cheapest possible GET: while everything starts, a full HTTP client would cost more than what it asks."""
 
 import asyncio
+import contextlib
 import ssl
 from urllib.parse import urlsplit
 
@@ -29,7 +30,9 @@ async def get(url: str, *, timeout: float = 1.0) -> tuple[int, bytes] | None:
         return None
     finally:
         if writer:
-            writer.close()
+            writer.transport.abort()  # nothing of ours is left to send
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
     try:
         return int(head.split(b" ", 2)[1]), bytes(body)
     except (IndexError, ValueError):

@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from libs.cli.failures import CommandFailed
-from libs.cli.home import About, DemoClient, Holder, Home, UpFile
+from libs.cli.home import About, Holder, Home, MadeClient, UpFile
 from libs.cli.up import demo_client, leftovers, nats_config
 from libs.cli.up.log_files import LogFiles
 from libs.cli.up.narrator import Narrator
@@ -98,10 +98,10 @@ async def prepare(options: Options, home: Home, narrator: Narrator) -> "Stack":
         services=service_names(counts, fleet.nodes),
         sims=[node.name for node in fleet.nodes if node.simulated],
     )
-    check_free(ports.needed())
     known = demo_client.stored(home)
     client = known.client_id if known else demo_client.NAME
     write_nats_config(home, ports, fleet, client)
+    check_free(ports.needed())
     services = service_processes(
         home, ports, counts, fleet.nodes, drain_grace=options.drain_grace, log_level=options.log_level
     )
@@ -173,7 +173,7 @@ class Stack:
         self._services = services
         self._logs = LogFiles(home.logs)
         self._run = leftovers.Run()
-        self._client: DemoClient | None = None
+        self._client: MadeClient | None = None
         self._supervisor = Supervisor(self._logs, self._changed)
 
     async def bring_up(self, began: float) -> None:
@@ -304,7 +304,7 @@ class Stack:
         if self._client and self._supervisor.all_ready:
             self._home.write(self._home.up_json, msgspec.json.encode(self._up_file(self._client)))
 
-    def _up_file(self, client: DemoClient) -> UpFile:
+    def _up_file(self, client: MadeClient) -> UpFile:
         return UpFile(
             gateway=url(self._ports.gateways[0]),
             auth=url(self._ports.auth),

@@ -1,0 +1,60 @@
+"""`arriero nodes`, `arriero models`: what the fleet has."""
+
+import asyncio
+from typing import Any
+
+from libs.cli.output import Json, show, table
+
+
+def nodes(as_json: Json = False) -> None:
+    """Every node: is it alive, what it runs, which models it has loaded."""
+    found = asyncio.run(_nodes())
+    rows = [
+        (
+            node.get("node") or node.get("name"),
+            node.get("state") or node.get("status"),
+            f"{_count(node.get('running'))}/{node.get('slots', '?')}",
+            ", ".join(_names(node.get("loaded"))),
+            ", ".join(_names(node.get("models"))),
+            node.get("problem") or "",
+        )
+        for node in _listed(found, "nodes")
+    ]
+    show(found, table(rows, ("NODE", "STATE", "BUSY", "LOADED", "MODELS", "")))
+
+
+def models(as_json: Json = False) -> None:
+    """Every model that some node has."""
+    found = asyncio.run(_models())
+    show(found, table([(model["id"],) for model in _listed(found, "data")], ("MODEL",)))
+
+
+def _listed(answer: Any, key: str) -> list[dict[str, Any]]:
+    return list(answer.get(key, [])) if isinstance(answer, dict) else list(answer or [])
+
+
+def _names(entries: Any) -> list[str]:
+    return [entry["name"] if isinstance(entry, dict) else str(entry) for entry in entries or []]
+
+
+def _count(entries: Any) -> int:
+    return entries if isinstance(entries, int) else len(entries or [])
+
+
+async def _nodes() -> Any:
+    from libs.cli.admin import CLUSTER, access_token
+    from libs.cli.http import connect
+    from libs.cli.whereabouts import administrator, fleet_url
+
+    url = fleet_url()
+    async with connect(url, await access_token(administrator(), CLUSTER)) as http:
+        return await http.call("GET", "/nodes")
+
+
+async def _models() -> Any:
+    from libs.cli.http import connect
+    from libs.cli.whereabouts import gateway
+
+    where = gateway()
+    async with connect(where.url, where.api_key) as http:
+        return await http.call("GET", "/v1/models")

@@ -1,0 +1,242 @@
+"""`arriero job …`: work that outlives whoever asked for it."""
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import typer
+
+from libs.cli.failures import CommandFailed
+from libs.cli.output import Json, line, show, table
+from libs.cli.sse import ServerEvent
+from libs.cli.up.backoff import next_delay
+from libs.common.contracts.requests import Kind, Priority
+from libs.common.states import FINAL
+
+app = typer.Typer(help="Jobs: submit, watch, cancel.", no_args_is_help=True, rich_markup_mode=None)
+
+GIVE_UP_AFTER = 8  # times in a row that the stream could not be opened again: about a minute
+
+Id = Annotated[str, typer.Argument(metavar="ID", help="The job's id.")]
+
+
+@app.command()
+def submit(
+    model: Annotated[str, typer.Argument(help="Which model.", show_default=False)] = "",
+    prompt: Annotated[str, typer.Argument(help="What to answer, or the text to embed; - reads it from a pipe.")] = "",
+    kind: Annotated[Kind, typer.Option(help="What to do with it.")] = Kind.CHAT,
+    priority: Annotated[Priority | None, typer.Option(help="Who goes first.")] = None,
+    deadline: Annotated[float | None, typer.Option(metavar="S", help="Seconds from now to the end.")] = None,
+    result_ttl: Annotated[
+        float | None, typer.Option(metavar="S", help="Seconds that the result is kept after that.")
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option(help="The whole request as JSON, as POST /jobs takes it; - is a pipe.")
+    ] = None,
+    idempotency_key: Annotated[str, typer.Option(help="The same key and request give the same job.")] = "",
+    watch_it: Annotated[bool, typer.Option("--watch", help="Stay and print the answer as it comes.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Submit a job and print its id.
+
+    \b
+    Examples:
+      arriero job submit llama3.2:3b "Write a haiku about a mountain pass." --watch
+      arriero job submit nomic-embed-text "some text" --kind embed
+      ID=$(arriero job submit llama3.2:3b "Tell a long story.") && arriero job watch $ID
+    """
+    if file:
+        body = _file(file)
+    elif model and prompt:
+        body = request(model, sys.stdin.read() if prompt == "-" else prompt, kind)
+    else:
+        raise CommandFailed("give a model and a prompt, or --file", code="usage")
+    more = {"priority": priority, "deadline_s": deadline, "result_ttl_s": result_ttl}
+    body |= {name: value for name, value in more.items() if value is not None}
+    job = asyncio.run(
+        _call("POST", "/jobs", body, headers={"Idempotency-Key": idempotency_key} if idempotency_key else {})
+    )
+    if watch_it:
+        if not as_json:
+            print(job["id"], file=sys.stderr)
+        watch(job["id"], as_json=as_json)
+    else:
+        show(job, job["id"])
+
+
+@app.command()
+def get(
+    job_id: Id,
+    wait: Annotated[float, typer.Option(min=0, help="Wait up to so many seconds for the end.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """A job's state, and its result when it has one."""
+    job = asyncio.run(_call("GET", f"/jobs/{job_id}", params={"wait": f"{wait:g}"} if wait else {}, timeout=wait + 30))
+    show(job, describe(job))
+
+
+@app.command()
+def watch(
+    job_id: Id,
+    after: Annotated[str, typer.Option(metavar="POSITION", help="Go on behind this position (an event's id).")] = "",
+    as_json: Json = False,
+) -> None:
+    """The answer as it comes, from its beginning. Ends with 0 when the job succeeded.
+
+    With --json one line per event: {"event", "id", "data"}.
+    """
+    ending = asyncio.run(_watch(job_id, after, _print_json if as_json else _print_text))
+    if ending != "succeeded":
+        raise typer.Exit(1)
+
+
+@app.command()
+def cancel(job_id: Id, as_json: Json = False) -> None:
+    """Cancel a job; erase one that has ended."""
+    answered = asyncio.run(_call("DELETE", f"/jobs/{job_id}"))
+    said = answered if isinstance(answered, dict) else {"id": job_id}
+    show(said, f"{job_id} {said.get('state', 'cancelled')}")
+
+
+@app.command("list")
+def list_jobs(
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="At most so many.")] = 20,
+    cursor: Annotated[str, typer.Option(help="Where the last page ended.")] = "",
+    state: Annotated[str, typer.Option(help="Only those in this state.")] = "",
+    as_json: Json = False,
+) -> None:
+    """The jobs of this client."""
+    asked = {"limit": str(limit), **({"cursor": cursor} if cursor else {}), **({"state": state} if state else {})}
+    found = asyncio.run(_call("GET", "/jobs", params=asked))
+    rows = [
+        (job.get("id"), job.get("state"), job.get("kind"), job.get("model"), job.get("node"), job.get("created_at"))
+        for job in found.get("jobs", found.get("data", []))
+    ]
+    text = table(rows, ("JOB", "STATE", "KIND", "MODEL", "NODE", "CREATED"))
+    more = found.get("cursor") or found.get("next_cursor")
+    show(found, f"{text}\n\nMore: arriero job list --cursor {more}" if more else text)
+
+
+def request(model: str, prompt: str, kind: Kind) -> dict[str, Any]:
+    """The body of POST /jobs for one text."""
+    match kind:
+        case Kind.CHAT:
+            said: dict[str, Any] = {"messages": [{"role": "user", "content": prompt}]}
+        case Kind.GENERATE:
+            said = {"prompt": prompt}
+        case Kind.EMBED:
+            said = {"input": prompt}
+    return {"model": model, "kind": kind, **said}
+
+
+def describe(job: dict[str, Any]) -> str:
+    """For humans: the facts that are there, then the answer."""
+    names = (
+        "id",
+        "state",
+        "model",
+        "kind",
+        "node",
+        "attempts",
+        "position",
+        "eta_s",
+        "created_at",
+        "started_at",
+        "finished_at",
+    )
+    lines = [f"{name:<12} {job[name]}" for name in names if job.get(name) not in (None, [], "")]
+    if error := job.get("error"):
+        lines.append(
+            f"{'error':<12} {error.get('detail') or error.get('message') if isinstance(error, dict) else error}"
+        )
+    result = job.get("result") or {}
+    text = (result.get("message") or {}).get("content") or result.get("response")
+    if text:
+        lines += ["", text]
+    elif embeddings := result.get("embeddings"):
+        lines.append(f"{'result':<12} {len(embeddings)} × {len(embeddings[0])} numbers (--json prints them)")
+    return "\n".join(lines)
+
+
+def _file(path: Path) -> dict[str, Any]:
+    try:
+        content = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
+        return msgspec.json.decode(content, type=dict[str, Any])
+    except (OSError, msgspec.MsgspecError) as error:
+        raise CommandFailed(f"{path} is no readable JSON object: {error}", code="usage") from error
+
+
+async def _call(method: str, path: str, body: Any = None, **more: Any) -> Any:
+    from libs.cli.http import connect
+    from libs.cli.whereabouts import gateway
+
+    where = gateway()
+    async with connect(where.url, where.api_key) as http:
+        return await http.call(method, path, body, **more)
+
+
+async def _watch(job_id: str, after: str, tell: Any) -> str:
+    """The final event's name. A broken stream is taken up again where it broke."""
+    failures, delay = 0, None
+    while True:
+        try:
+            async for event in _events(job_id, after):
+                failures, delay, after = 0, None, event.id or after
+                tell(event)
+                if event.event in FINAL:
+                    return event.event
+        except CommandFailed as failure:
+            if failure.code != "away" or failures >= GIVE_UP_AFTER:
+                raise
+        failures += 1
+        if failures > GIVE_UP_AFTER:
+            raise CommandFailed(f"the stream of {job_id} ends again and again without an end", code="interrupted")
+        delay = next_delay(delay, ran_s=0)
+        await asyncio.sleep(delay)
+
+
+async def _events(job_id: str, after: str) -> AsyncIterator[ServerEvent]:
+    from libs.cli.http import connect
+    from libs.cli.whereabouts import gateway
+
+    where = gateway()
+    headers = {"Last-Event-ID": after} if after else {}
+    async with connect(where.url, where.api_key) as http:
+        async for event in http.events("GET", f"/jobs/{job_id}/stream", headers=headers):
+            yield event
+
+
+def _print_json(event: ServerEvent) -> None:
+    try:
+        data = msgspec.json.decode(event.data)
+    except msgspec.MsgspecError:
+        data = event.data
+    line({"event": event.event, "id": event.id or None, "data": data})
+
+
+def _print_text(event: ServerEvent) -> None:
+    """The answer on stdout, what happens around it on stderr."""
+    try:
+        data = msgspec.json.decode(event.data)
+    except msgspec.MsgspecError:
+        data = {}
+    if not isinstance(data, dict):
+        data = {}
+    match event.event:
+        case "token":
+            sys.stdout.write(data.get("text") or data.get("thinking") or "")
+            sys.stdout.flush()
+        case "succeeded":
+            print()
+        case "reset":
+            print("\n(started again; what came before does not count)", file=sys.stderr)
+        case name if name in FINAL:
+            error = data.get("error") or {}
+            why = error.get("detail") or error.get("message") if isinstance(error, dict) else error
+            print(f"\n{name}" + (f": {why}" if why else ""), file=sys.stderr)
+        case name:
+            where = f" on {data['node']}" if data.get("node") else ""
+            print(f"({name}{where})", file=sys.stderr)
