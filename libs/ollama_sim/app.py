@@ -67,7 +67,8 @@ class App:
         exchange = Exchange(scope, receive, send)
         counters = self.node.counters
         task = asyncio.current_task()
-        counters.in_flight += 1
+        is_inference = exchange.path in INFERENCE_ROUTES
+        counters.in_flight += is_inference
         exchange.connection.attach(task)
         try:
             await self._answer(exchange)
@@ -79,7 +80,7 @@ class App:
             await self._end_half_closed(exchange)
         finally:
             exchange.connection.attach(None)
-            counters.in_flight -= 1
+            counters.in_flight -= is_inference
 
     async def _answer(self, exchange: Exchange) -> None:
         if self._checks_host and not _is_local(exchange.header(b"host"), self._own_name):

@@ -4,7 +4,7 @@
 class Counters:
     def __init__(self) -> None:
         self.requests: dict[str, int] = {}
-        self.in_flight = 0
+        self.in_flight = 0  # on the inference routes
         self.served = 0  # answers that reached their end
         self.cancelled = 0  # requests whose client went away
         self.failed = 0  # answered with an error, or cut by a fault

@@ -92,7 +92,7 @@ class EmbedRequest(msgspec.Struct, frozen=True, kw_only=True):
     options: dict[str, Any] = {}
 
 
-def read_object(body: bytes) -> dict[str, Any]:
+def read_object(body: bytes, struct: str = "Request") -> dict[str, Any]:
     """The JSON object of a body with lower-case keys; Ollama's decoder does not look at the case."""
     if not body.strip():
         raise BadRequest("missing request body")
@@ -101,12 +101,12 @@ def read_object(body: bytes) -> dict[str, Any]:
     except (msgspec.DecodeError, UnicodeDecodeError) as exc:
         raise BadRequest(_syntax_error(body, str(exc))) from exc
     if not isinstance(decoded, dict):
-        raise BadRequest(f"json: cannot unmarshal {_kind(decoded)} into Go value of type api.Request")
+        raise BadRequest(f"json: cannot unmarshal {_kind(decoded)} into Go value of type api.{struct}")
     return {key.lower(): value for key, value in decoded.items()}
 
 
 def read_chat(body: bytes) -> ChatRequest:
-    fields = read_object(body)
+    fields = read_object(body, "ChatRequest")
     _check_types("ChatRequest", fields, _CHAT_FIELDS)
     return ChatRequest(
         **_common(fields),
@@ -116,7 +116,7 @@ def read_chat(body: bytes) -> ChatRequest:
 
 
 def read_generate(body: bytes) -> GenerateRequest:
-    fields = read_object(body)
+    fields = read_object(body, "GenerateRequest")
     _check_types("GenerateRequest", fields, _GENERATE_FIELDS)
     return GenerateRequest(
         **_common(fields),
@@ -129,7 +129,7 @@ def read_generate(body: bytes) -> GenerateRequest:
 
 
 def read_embed(body: bytes) -> EmbedRequest:
-    fields = read_object(body)
+    fields = read_object(body, "EmbedRequest")
     _check_types("EmbedRequest", fields, {"model": ("string", "string"), "truncate": ("bool", "bool")})
     given = fields.get("input")
     inputs = [given] if isinstance(given, str) else given or []
@@ -190,7 +190,7 @@ def _message(value: Any) -> Message:
             f"json: cannot unmarshal {_kind(value)} into Go struct field ChatRequest.messages of type api.Message"
         )
     fields = {str(key).lower(): each for key, each in value.items()}
-    _check_types("ChatRequest.messages", fields, _MESSAGE_FIELDS, joiner=".")
+    _check_types("ChatRequest.messages", fields, _MESSAGE_FIELDS)
     return Message(
         role=str(fields.get("role") or "").lower(),
         content=fields.get("content") or "",
@@ -217,12 +217,12 @@ def _check_images(images: Any) -> bool:
     return bool(images)
 
 
-def _check_types(struct: str, fields: dict[str, Any], expected: dict[str, tuple[str, str]], joiner: str = ".") -> None:
+def _check_types(struct: str, fields: dict[str, Any], expected: dict[str, tuple[str, str]]) -> None:
     for name, (kind, go_type) in expected.items():
         value = fields.get(name)
         if value is not None and _kind(value) != kind:
             raise BadRequest(
-                f"json: cannot unmarshal {_kind(value)} into Go struct field {struct}{joiner}{name} of type {go_type}"
+                f"json: cannot unmarshal {_kind(value)} into Go struct field {struct}.{name} of type {go_type}"
             )
 
 

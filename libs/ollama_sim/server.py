@@ -7,7 +7,6 @@ async with running(NodeConfig(time_scale=50)) as sim:
 
 import asyncio
 import contextlib
-import logging
 import socket
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -94,7 +93,6 @@ async def running(config: NodeConfig | None = None, *, port: int = 0) -> AsyncIt
         App(node), log_config=None, access_log=False, lifespan="off", timeout_keep_alive=_IDLE_S
     )
     uvicorn_config.load()
-    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
     protocols = ServerState()
     loop = asyncio.get_running_loop()
     server = await loop.create_server(lambda: NodeProtocol(uvicorn_config, protocols, {}), sock=listener)

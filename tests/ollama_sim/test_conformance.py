@@ -61,9 +61,9 @@ FAULTS = {
 SHORTER = {"chat-format-json": 3}
 ELSEWHERE = {
     "chat-prefill-native-complete": "needs a whole answer of the server's own; see test_continuation",
-    "chat-client-cancel": "the client leaves; see test_cancel",
-    "chat-half-close": "the client leaves; see test_cancel",
-    "generate-num-predict-0": "the client leaves; see test_answers",
+    "chat-client-cancel": "the client leaves; see test_scheduler",
+    "chat-half-close": "the client leaves; see test_scheduler",
+    "generate-num-predict-0": "the client leaves; see test_wire",
     "chat-keepalive-conn": "the connection stays open; see below",
     "err-503-queue-full": "see below",
     "err-503-embed": "see below",
