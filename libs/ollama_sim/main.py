@@ -24,7 +24,7 @@ _EPILOG = f"""\
 models     name=size with attributes, separated by commas. Attributes: thinking, tools, caller (calls the first
            tool it is offered), embed, vision; native (default), template-open, template-closed, parser (how chat
            becomes a prompt, and so how a cut answer can be continued); ctx=N, dim=N, blob=NAME (shares a runner),
-           rev=N (other bytes, other digest).
+           rev=N (other bytes, other digest), family=NAME (GGUF architecture).
            Example: --models 'llama3.2:3b=2.0GB:tools,qwen3:8b=5.2GB:thinking:tools,all-minilm=46MB:embed:dim=384'
 directives in the last user message: [[tokens=500]] answers with 500 tokens, [[think=20]] thinks that long,
            [[tool=get_weather {{"city":"Oslo"}}]] makes a tool call, [[say=Hello.]] answers just that.
