@@ -160,6 +160,10 @@ class Bus:
             # close() flushes what is pending itself.
             await asyncio.wait_for(asyncio.shield(self._client.close()), 5)
 
+    def new_inbox(self) -> str:
+        """A subject under this user's own inbox prefix."""
+        return self._client.new_inbox()
+
     def on_reconnect(self, callback: Callable[[], None]) -> None:
         self._on_reconnect.append(callback)
 

@@ -89,9 +89,7 @@ class Follower:
         await self._check_life()
         self._delivered = 0
         self._ended = asyncio.get_running_loop().create_future()
-        inbox = (
-            f"_INBOX.{self._bus.user}.{secrets.token_hex(8)}" if self._bus.user else f"_INBOX.{secrets.token_hex(8)}"
-        )
+        inbox = self._bus.new_inbox()
         name = f"follow-{secrets.token_hex(8)}"
         subscription = await self._bus.subscribe(inbox, self._receive)
         try:

@@ -61,6 +61,11 @@ class Credentials:
             return self._by_key(presented)
         return self._by_token(await self._claims(presented))
 
+    def named(self, name: str) -> Principal:
+        """Of a client that NATS itself has authenticated: its subject names it. Raises Failed (UNAUTHENTICATED)."""
+        client = self._client(name)
+        return Principal(client=client.id, scopes=frozenset(client.scopes), policy=client.policy, credential="nats")
+
     def _by_key(self, presented: ApiKeyText) -> Principal:
         key = self._directory.keys.get(presented.id)
         if not self._verifiers.matches(presented.secret, (key.verifier,) if key else ()) or key is None:

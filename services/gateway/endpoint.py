@@ -1,0 +1,84 @@
+"""The frame around every route: who asks, may they, and every failure in the caller's dialect. Plain ASGI."""
+
+import time
+from collections.abc import Awaitable, Callable
+from typing import NamedTuple
+
+import structlog
+
+from libs.common.bus.failures import BusError
+from libs.common.contracts.clients import Principal, Scope
+from libs.common.contracts.codec import Malformed, encode
+from libs.common.contracts.faults import MEANING, Code, Failed, Fault
+from services.gateway import metrics
+from services.gateway.credentials import Credentials, require
+from services.gateway.dialects import dialect_of, error_body, error_headers
+from services.gateway.http import Disconnected, Exchange, Receive, Send
+from services.gateway.http import Scope as HttpScope
+
+log = structlog.get_logger()
+
+Handler = Callable[[Exchange, Principal], Awaitable[None]]
+
+
+class RouteSpec(NamedTuple):
+    """A route as data. Every route names the scope it needs; there is no way in without a credential."""
+
+    method: str
+    path: str
+    scope: Scope
+    handler: Handler
+
+
+class Endpoint:
+    """One route as an ASGI application."""
+
+    def __init__(self, spec: RouteSpec, credentials: Credentials) -> None:
+        self._spec = spec
+        self._credentials = credentials
+
+    async def __call__(self, scope: HttpScope, receive: Receive, send: Send) -> None:
+        exchange = Exchange(scope, receive, send)
+        began = time.monotonic()
+        try:
+            principal = await self._credentials.principal(exchange.raw_headers)
+            require(principal, self._spec.scope)
+            await self._spec.handler(exchange, principal)
+        except Failed as error:
+            await answer_fault(exchange, error.fault)
+        except Disconnected:
+            pass
+        except BusError as error:
+            log.warning("request.bus_failed", route=self._spec.path, error=str(error))
+            await answer_fault(exchange, Fault(code=Code.UNAVAILABLE, message="the queue does not answer; try again"))
+        except Malformed as error:
+            log.error("request.record_unreadable", route=self._spec.path, error=str(error))
+            await answer_fault(exchange, Fault(code=Code.INTERNAL, message="a stored record cannot be read"))
+        except Exception:
+            log.exception("request.failed", route=self._spec.path)
+            await answer_fault(exchange, Fault(code=Code.INTERNAL, message="that is our mistake; please report it"))
+        finally:
+            metrics.requests.labels(self._spec.path, str(exchange.status or 499)).inc()
+            log.debug(
+                "request.answered", route=self._spec.path, status=exchange.status, seconds=time.monotonic() - began
+            )
+
+
+async def answer_fault(exchange: Exchange, fault: Fault) -> None:
+    """As a response if nothing was sent yet; in a stream that has begun, as its last event."""
+    content_type, body = error_body(fault, dialect_of(exchange.path))
+    if exchange.started:
+        await exchange.write(b"event: error\ndata: %b\n\n" % encode(body))
+        await exchange.finish()
+        return
+    await exchange.respond(MEANING[fault.code].status, encode(body), content_type, error_headers(fault))
+
+
+async def nothing_here(exchange: Exchange, *, method_known: bool = True) -> None:
+    if method_known:
+        fault = Fault(code=Code.NOT_FOUND, message=f"there is nothing at {exchange.path[:200]}")
+    else:
+        fault = Fault(
+            code=Code.METHOD_NOT_ALLOWED, message=f"{exchange.path[:200]} does not take {exchange.method[:20]}"
+        )
+    await answer_fault(exchange, fault)

@@ -1,0 +1,102 @@
+"""What gateways know of the fleet: which models exist, for `/v1/models` and 404s, and the view of `/nodes`."""
+
+import time
+from typing import Any
+
+import structlog
+
+from libs.common.bus.buckets import Bucket, value_of
+from libs.common.bus.connection import Bus, Stored
+from libs.common.bus.follower import Follower
+from libs.common.contracts.codec import Malformed
+from libs.common.contracts.nodes import (
+    DEAD_S,
+    RECORD_TTL_S,
+    SUSPECT_S,
+    DiskModel,
+    Heartbeat,
+    canonical_model,
+    decode_heartbeat,
+)
+from libs.common.contracts.streams import NODES, key_subject
+
+log = structlog.get_logger()
+
+
+class FleetView:
+    """Folded from the bucket of heartbeats. A node that left is remembered as long as its record would stay."""
+
+    def __init__(self, bus: Bus) -> None:
+        self._bucket = Bucket(bus, NODES)
+        self._beats: dict[str, tuple[Heartbeat, float, float]] = {}  # beat, server's time, when we heard it
+        self.follower = Follower(
+            bus, self._bucket.stream, [key_subject(NODES, "*")], self._fold, on_reset=self._beats.clear
+        )
+
+    def _fold(self, stored: Stored) -> None:
+        node = self._bucket.key_of(stored.subject)
+        value = value_of(stored)
+        if value is None:
+            self._beats.pop(node, None)
+            return
+        try:
+            # A record that was there before us may be old: its own time says how old it is.
+            age = 0.0 if self.follower.caught_up.is_set() else max(0.0, time.time() - stored.at_ms / 1000)
+            self._beats[node] = (decode_heartbeat(value), stored.at_ms / 1000, time.monotonic() - age)
+        except Malformed as error:
+            log.warning("heartbeat.malformed", node=node, error=str(error))
+
+    def _current(self) -> list[tuple[Heartbeat, float]]:
+        now = time.monotonic()
+        return [
+            (beat, now - heard_at)
+            for _, (beat, _, heard_at) in sorted(self._beats.items())
+            if now - heard_at < RECORD_TTL_S
+        ]
+
+    def models(self) -> dict[str, DiskModel]:
+        """The union of what nodes hold, by canonical name; of nodes that are away for a moment, too."""
+        found: dict[str, DiskModel] = {}
+        for beat, _ in self._current():
+            for model in beat.models:
+                found.setdefault(canonical_model(model.name), model)
+        return found
+
+    def working(self, node: str, client: str, job: str, epoch: int) -> bool:
+        """Does the node's last heartbeat list this run?"""
+        entry = self._beats.get(node)
+        return entry is not None and any(
+            (run.client, run.job, run.epoch) == (client, job, epoch) for run in entry[0].running
+        )
+
+    def nodes(self) -> list[dict[str, Any]]:
+        return [self._describe(beat, silent) for beat, silent in self._current()]
+
+    def _describe(self, beat: Heartbeat, silent: float) -> dict[str, Any]:
+        if silent >= DEAD_S:
+            state = "dead"
+        elif silent >= SUSPECT_S:
+            state = "suspect"
+        elif beat.draining:
+            state = "draining"
+        else:
+            state = "ready" if beat.reachable else "unreachable"
+        return {
+            "name": beat.node,
+            "state": state,
+            "problem": beat.problem or None,
+            "last_seen_s": round(silent, 1),
+            "slots": beat.slots,
+            "running": len(beat.running),
+            "models": [
+                {"name": m.name, "size": m.size, "digest": m.digest, "capabilities": list(m.capabilities)}
+                for m in beat.models
+            ],
+            "loaded": [
+                {"name": m.name, "size": m.size, "size_vram": m.size_vram, "context_length": m.context_length}
+                for m in beat.loaded
+            ],
+            "ollama_version": beat.ollama_version,
+            "arriero_version": beat.arriero_version,
+            "boot": beat.boot,
+        }

@@ -1,0 +1,120 @@
+"""One HTTP exchange on plain ASGI: what our endpoints need of it and no more.
+
+FastAPI's own streaming response costs 31 KB for each open stream, a raw one 10 KB (measured, DESIGN §4).
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+from urllib.parse import parse_qsl
+
+from libs.common.contracts.codec import encode
+from libs.common.contracts.faults import Code, failed
+
+Scope = dict[str, Any]
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+Headers = list[tuple[bytes, bytes]]
+
+BODY_IDLE_S = 30.0  # between two pieces of a request body
+
+
+class Disconnected(Exception):
+    """The client has gone; nothing more can be sent."""
+
+
+class Exchange:
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.method: str = scope["method"]
+        self.path: str = scope["path"]
+        self.raw_headers: Headers = scope["headers"]
+        self.params: dict[str, str] = scope.get("path_params", {})
+        self.query: dict[str, str] = dict(
+            parse_qsl(scope.get("query_string", b"").decode("latin-1"), keep_blank_values=True)
+        )
+        self.started = False
+        self.status = 0
+        self._receive = receive
+        self._send = send
+        self._body_read = False
+
+    def header(self, name: str) -> str | None:
+        wanted = name.lower().encode()
+        for key, value in self.raw_headers:
+            if key == wanted:
+                return value.decode("latin-1")
+        return None
+
+    async def body(self, limit: int) -> bytes:
+        """The whole request body. Raises TOO_LARGE by what is counted, not by what Content-Length says, and Disconnected."""
+        declared = self.header("content-length")
+        if declared is not None and declared.isdigit() and int(declared) > limit:
+            raise _too_large(limit)
+        pieces, size = [], 0
+        while True:
+            try:
+                async with asyncio.timeout(BODY_IDLE_S):
+                    message = await self._receive()
+            except TimeoutError:
+                raise failed(Code.INVALID_REQUEST, f"no byte of the body came for {BODY_IDLE_S:g} s") from None
+            if message["type"] == "http.disconnect":
+                raise Disconnected
+            size += len(message.get("body", b""))
+            if size > limit:
+                raise _too_large(limit)
+            pieces.append(message.get("body", b""))
+            if not message.get("more_body", False):
+                self._body_read = True
+                return b"".join(pieces)
+
+    async def disconnected(self) -> None:
+        """Returns when the client has gone. Unread parts of the body are thrown away."""
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+
+    async def respond(
+        self,
+        status: int,
+        body: bytes,
+        content_type: str = "application/json",
+        headers: Sequence[tuple[bytes, bytes]] = (),
+    ) -> None:  # type: ignore[assignment]  # an empty tuple is an empty list here
+        await self._start(
+            status, [(b"content-type", content_type.encode()), (b"content-length", str(len(body)).encode()), *headers]
+        )
+        await self._send({"type": "http.response.body", "body": body if self.method != "HEAD" else b""})
+
+    async def respond_json(self, status: int, value: Any, headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
+        await self.respond(status, encode(value), headers=headers)
+
+    async def start_events(self, headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
+        """Begin a stream of server-sent events."""
+        await self._start(
+            200,
+            [
+                (b"content-type", b"text/event-stream; charset=utf-8"),
+                (b"cache-control", b"no-store"),
+                (b"x-accel-buffering", b"no"),  # nginx would hold tokens back
+                *headers,
+            ],
+        )
+
+    async def write(self, data: bytes) -> None:
+        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+
+    async def finish(self) -> None:
+        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _start(self, status: int, headers: Sequence[tuple[bytes, bytes]]) -> None:
+        self.started, self.status = True, status
+        await self._send(
+            {
+                "type": "http.response.start",
+                "status": status,
+                "headers": [*headers, (b"x-content-type-options", b"nosniff")],
+            }
+        )
+
+
+def _too_large(limit: int) -> Exception:
+    return failed(Code.TOO_LARGE, f"the body is larger than the {limit} bytes taken here; send less, or smaller images")

@@ -1,0 +1,77 @@
+"""`api.<client>.submit|get|cancel|list`: the same jobs for internal services over NATS (docs/nats.md).
+
+The owner is the subject's; NATS lets a user publish only under its own name. Answers go only to that client's inboxes: a
+reply subject somebody else chose could aim an answer at a stream that others read.
+"""
+
+import msgspec
+import structlog
+
+from libs.common.bus.connection import Bus, Message, Subscription
+from libs.common.bus.failures import BusError
+from libs.common.contracts import subjects
+from libs.common.contracts.api import Answer, decode_cancel, decode_get, decode_list, decode_submit
+from libs.common.contracts.clients import Principal, Scope
+from libs.common.contracts.codec import Malformed, encode
+from libs.common.contracts.faults import Code, Failed, Fault, failed
+from services.gateway.credentials import Credentials, require
+from services.gateway.job_service import JobService
+from services.gateway.listing import list_jobs
+
+log = structlog.get_logger()
+
+QUEUE = "gateways"
+_SCOPES = {
+    "submit": Scope.JOBS_WRITE, "get": Scope.JOBS_READ, "list": Scope.JOBS_READ, "cancel": Scope.JOBS_CANCEL,
+}  # fmt: skip
+
+
+class InternalApi:
+    def __init__(self, bus: Bus, credentials: Credentials, service: JobService, *, max_body: int) -> None:
+        self._bus = bus
+        self._credentials = credentials
+        self._service = service
+        self._max_body = max_body
+
+    async def serve(self) -> Subscription:
+        return await self._bus.serve("api.*.*", self.answer, queue=QUEUE)
+
+    async def answer(self, message: Message) -> bytes | None:
+        try:
+            client, verb = subjects.parse_api(message.subject)
+            if not message.reply.startswith(f"_INBOX.{client}."):
+                log.warning("api.foreign_reply", client=client)
+                return None
+            return encode(Answer(ok=msgspec.Raw(await self._do(client, verb, message.data))))
+        except Failed as error:
+            return encode(Answer(fault=error.fault))
+        except Malformed as error:
+            return encode(Answer(fault=Fault(code=Code.INVALID_REQUEST, message=str(error))))
+        except BusError as error:
+            return encode(Answer(fault=Fault(code=Code.UNAVAILABLE, message=f"the queue does not answer: {error}")))
+        except Exception:
+            log.exception("api.failed", subject_verb=message.subject.rpartition(".")[2])
+            return encode(Answer(fault=Fault(code=Code.INTERNAL, message="that is our mistake; please report it")))
+
+    async def _do(self, client: str, verb: str, payload: bytes) -> bytes:
+        if verb not in _SCOPES:
+            raise failed(Code.NOT_FOUND, f"there are {', '.join(_SCOPES)}, but no {verb[:64]}")
+        principal = self._credentials.named(client)
+        require(principal, _SCOPES[verb])
+        return encode(await self._call(principal, verb, payload or b"{}"))
+
+    async def _call(self, principal: Principal, verb: str, payload: bytes) -> object:
+        match verb:
+            case "submit":
+                wish = decode_submit(payload)
+                if len(wish.job) > self._max_body:
+                    raise failed(Code.TOO_LARGE, f"the job is larger than the {self._max_body} bytes taken here")
+                return (await self._service.create(principal, bytes(wish.job), wish.idempotency_key)).view
+            case "get":
+                get = decode_get(payload)
+                return await self._service.get(principal, get.id, wait_s=get.wait_s)
+            case "cancel":
+                return await self._service.cancel(principal, decode_cancel(payload).id)
+        page = decode_list(payload)
+        found = await list_jobs(self._bus, principal.client, cursor=page.cursor, limit=page.limit, state=page.state)
+        return {"jobs": found.rows, "cursor": found.cursor}

@@ -1,0 +1,184 @@
+"""Jobs as their owners handle them, whichever door they came through: HTTP and NATS do the same here."""
+
+import asyncio
+import contextlib
+import time
+from typing import Any, NamedTuple
+
+import structlog
+
+from libs.common.bus.connection import Bus
+from libs.common.bus.failures import BusError
+from libs.common.contracts import subjects
+from libs.common.contracts.clients import Principal
+from libs.common.contracts.codec import Malformed, encode
+from libs.common.contracts.control import Erase, PlaceQuery, decode_erase_answer, decode_place_answer
+from libs.common.contracts.faults import Code, Failed, failed
+from libs.common.contracts.jobs import Binding, CancelMark, Completion, Submission
+from libs.common.contracts.subjects import BadToken, JobKey
+from libs.common.journal import Entry, Journal, ttl_s
+from services.gateway.dialects import NOT_FOUND_JOB
+from services.gateway.fleet import FleetView
+from services.gateway.job_bodies import parse_job
+from services.gateway.submission import Submitted, Submitter, Wish, check_model
+from services.gateway.view import job_view
+from services.gateway.watch import Log, Watch
+
+log = structlog.get_logger()
+
+MAX_WAIT_S = 300.0
+PLACE_TIMEOUT_S = 0.3
+ERASE_TIMEOUT_S = 5.0
+CANCEL_WAIT_S = 2.0  # most cancels are done by then, and the caller gets the final state
+MAX_KEY = 255  # characters of an Idempotency-Key
+
+
+class Created(NamedTuple):
+    view: dict[str, Any]
+    new: bool
+
+
+class JobService:
+    def __init__(self, bus: Bus, fleet: FleetView, submitter: Submitter) -> None:
+        self.bus = bus
+        self.fleet = fleet
+        self._journal = Journal(bus)
+        self._submitter = submitter
+
+    # -- submit --------------------------------------------------------------------------------------------------------
+
+    async def create(self, principal: Principal, body: bytes, idempotency_key: str | None) -> Created:
+        """Raises Failed."""
+        wish = parse_job(body, principal.policy)
+        key = self.new_key(principal, wish, idempotency_key)
+        submitted = await self._submitter.submit(principal, wish, key, keyed=idempotency_key is not None)
+        if submitted.existing is not None:
+            return Created(await self._view(key, submitted.existing), new=False)
+        return Created(
+            {"id": key.job, "state": "queued", "kind": str(wish.kind), "model": wish.request.model}, new=True
+        )
+
+    def new_key(self, principal: Principal, wish: Wish, idempotency_key: str | None) -> JobKey:
+        """Checks what costs nothing, and fixes the id. Raises Failed."""
+        if idempotency_key is not None and not 0 < len(idempotency_key) <= MAX_KEY:
+            raise failed(
+                Code.INVALID_REQUEST, f"an Idempotency-Key has 1 to {MAX_KEY} characters", path="Idempotency-Key"
+            )
+        check_model(wish.request.model, self.fleet.models())
+        return self._submitter.new_key(principal, wish, idempotency_key)
+
+    async def submit(self, principal: Principal, wish: Wish, key: JobKey, *, keyed: bool) -> Submitted:
+        """See Submitter.submit."""
+        return await self._submitter.submit(principal, wish, key, keyed=keyed)
+
+    # -- read ----------------------------------------------------------------------------------------------------------
+
+    def key(self, principal: Principal, job: str) -> JobKey:
+        """Raises JOB_NOT_FOUND for what can be no id: it looks like any other unknown job."""
+        try:
+            return JobKey(principal.client, subjects.token(job, "job id"))
+        except BadToken:
+            raise Failed(NOT_FOUND_JOB) from None
+
+    async def get(self, principal: Principal, job: str, *, wait_s: float = 0.0) -> dict[str, Any]:
+        """The job as it stands; with `wait_s`, as it ended, if it ends so soon. Raises Failed."""
+        key = self.key(principal, job)
+        entry = await self._find(key)
+        if wait_s > 0 and not entry.final:
+            await self._wait_for_end(key, min(wait_s, MAX_WAIT_S))
+            entry = await self._find(key)
+        return await self._view(key, entry)
+
+    async def newest(self, key: JobKey) -> Entry:
+        """From the leader. Raises Failed: JOB_NOT_FOUND, UNAVAILABLE."""
+        try:
+            entry = await self._journal.newest(key)
+        except BusError as error:
+            raise _away(error) from error
+        if entry is None or entry.facts is None or (isinstance(entry.facts, Completion) and entry.facts.erased):
+            raise Failed(NOT_FOUND_JOB)
+        return entry
+
+    async def _find(self, key: JobKey) -> Entry:
+        """A poll is one cheap get; only what it does not find is asked of the leader."""
+        with contextlib.suppress(BusError):
+            entry = await self._journal.poll(key)
+            if entry is not None and not (isinstance(entry.facts, Completion) and entry.facts.erased):
+                return entry
+        return await self.newest(key)
+
+    async def _view(self, key: JobKey, entry: Entry) -> dict[str, Any]:
+        facts = entry.facts
+        log_bytes, running, position = None, False, None
+        try:
+            if isinstance(facts, Completion):
+                log_bytes = await self._journal.body(key, entry)
+            elif isinstance(facts, Binding) and facts.node is not None:
+                running = self.fleet.working(facts.node, key.client, key.job, facts.epoch)
+            else:
+                position = await self._position(key)
+        except BusError as error:
+            raise _away(error) from error
+        return job_view(key.job, entry, log=log_bytes, running=running, position=position)
+
+    async def _position(self, key: JobKey) -> int | None:
+        query = PlaceQuery(client=key.client, job=key.job)
+        try:
+            reply = await self.bus.request(subjects.router("place"), encode(query), timeout=PLACE_TIMEOUT_S)
+            return decode_place_answer(reply).position
+        except (BusError, Malformed):
+            return None
+
+    async def _wait_for_end(self, key: JobKey, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds), Watch(self.bus, key, takes_reset=True) as watch:
+                async for item in watch.items():
+                    if isinstance(item, Log) and item.ended:
+                        return
+
+    # -- cancel and erase ----------------------------------------------------------------------------------------------
+
+    async def cancel(self, principal: Principal, job: str, reason: str = "cancelled by its owner") -> dict[str, Any]:
+        """Cancel, or erase when finished. Raises Failed.
+
+        The answer says what came of it: `state` final if it ended at once, `"erased": true`, or `"cancelling": true`.
+        """
+        key = self.key(principal, job)
+        entry = await self.newest(key)
+        if isinstance(entry.facts, Completion):
+            await self._erase(key, entry)
+            return {"id": job, "state": str(entry.facts.state), "erased": True}
+        await self.mark_cancelled(key, entry, reason)
+        await self._wait_for_end(key, CANCEL_WAIT_S)
+        view = await self._view(key, await self.newest(key))
+        return view if view["finished_at"] else view | {"cancelling": True}
+
+    async def mark_cancelled(self, key: JobKey, entry: Entry, reason: str) -> None:
+        """The durable wish; the router acts on it. Raises Failed (UNAVAILABLE)."""
+        facts = entry.facts
+        if isinstance(facts, Submission):
+            submission, submitted, created_ms = facts, entry.sequence, entry.at_ms
+        elif isinstance(facts, Binding):
+            submission, submitted, created_ms = facts.job, facts.submitted, facts.created_ms
+        else:
+            return
+        ttl = ttl_s(submission, created_ms=created_ms, now_ms=int(time.time() * 1000))
+        try:
+            await self._journal.mark_cancelled(key, CancelMark(submitted=submitted, reason=reason), ttl=ttl)
+        except BusError as error:
+            raise _away(error) from error
+        log.info("job.cancel_requested", job_id=key.job, client=key.client, reason=reason)
+
+    async def _erase(self, key: JobKey, entry: Entry) -> None:
+        wish = Erase(client=key.client, job=key.job, sequence=entry.sequence)
+        try:
+            reply = await self.bus.request(subjects.router("erase"), encode(wish), timeout=ERASE_TIMEOUT_S)
+            answer = decode_erase_answer(reply)
+        except (BusError, Malformed) as error:
+            raise failed(Code.UNAVAILABLE, "no router is there to erase it at the moment; try again") from error
+        if not answer.erased:
+            raise failed(Code.UNAVAILABLE, f"it could not be erased: {answer.reason}; try again")
+
+
+def _away(error: BusError) -> Failed:
+    return failed(Code.UNAVAILABLE, f"the job store does not answer at the moment ({error}); try again")

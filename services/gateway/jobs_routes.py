@@ -1,0 +1,128 @@
+"""`/jobs`: submit, look, read along, cancel, list (DESIGN §5)."""
+
+from collections.abc import AsyncIterator
+
+from libs.common.contracts.clients import Principal, Scope
+from libs.common.contracts.codec import Malformed, encode
+from libs.common.contracts.events import START, Position, parse_position
+from libs.common.contracts.faults import Code, failed
+from libs.common.contracts.headers import IDEMPOTENCY_KEY, JOB_ID
+from libs.common.contracts.jobs import Binding
+from libs.common.contracts.subjects import JobKey
+from services.gateway.endpoint import RouteSpec
+from services.gateway.http import Disconnected, Exchange
+from services.gateway.job_service import JobService
+from services.gateway.listing import list_jobs
+from services.gateway.sse import log_frames, state_frame
+from services.gateway.streaming import Draining, Streams
+from services.gateway.watch import Changed, Log, Reset, Watch
+
+
+class JobsRoutes:
+    def __init__(self, service: JobService, streams: Streams, *, max_body: int) -> None:
+        self._service = service
+        self._streams = streams
+        self._max_body = max_body
+
+    def routes(self) -> list[RouteSpec]:
+        return [
+            RouteSpec("POST", "/jobs", Scope.JOBS_WRITE, self.submit),
+            RouteSpec("GET", "/jobs", Scope.JOBS_READ, self.list),
+            RouteSpec("GET", "/jobs/{id}", Scope.JOBS_READ, self.get),
+            RouteSpec("GET", "/jobs/{id}/stream", Scope.JOBS_READ, self.stream),
+            RouteSpec("DELETE", "/jobs/{id}", Scope.JOBS_CANCEL, self.cancel),
+        ]
+
+    async def submit(self, exchange: Exchange, principal: Principal) -> None:
+        body = await exchange.body(self._max_body)
+        created = await self._service.create(principal, body, exchange.header(IDEMPOTENCY_KEY))
+        location = f"/jobs/{created.view['id']}".encode()
+        headers = [(b"location", location), (JOB_ID.lower().encode(), created.view["id"].encode())]
+        await exchange.respond_json(202 if created.new else 200, created.view, headers)
+
+    async def get(self, exchange: Exchange, principal: Principal) -> None:
+        view = await self._service.get(principal, exchange.params["id"], wait_s=_seconds(exchange, "wait"))
+        await exchange.respond_json(200, view)
+
+    async def list(self, exchange: Exchange, principal: Principal) -> None:
+        query = exchange.query
+        limit = query.get("limit", "50")
+        if not limit.isdigit():
+            raise failed(Code.INVALID_REQUEST, "limit must be a number", path="limit")
+        page = await list_jobs(
+            self._service.bus,
+            principal.client,
+            cursor=query.get("cursor"),
+            limit=int(limit),
+            state=query.get("state"),
+        )
+        await exchange.respond_json(200, {"jobs": page.rows, "cursor": page.cursor})
+
+    async def cancel(self, exchange: Exchange, principal: Principal) -> None:
+        view = await self._service.cancel(principal, exchange.params["id"])
+        await exchange.respond_json(202 if view.get("cancelling") else 200, view)
+
+    async def stream(self, exchange: Exchange, principal: Principal) -> None:
+        """Never cancels its job. With a position only what comes after it, byte for byte what an uncut stream would hold."""
+        key = self._service.key(principal, exchange.params["id"])
+        position = _position(exchange)
+        takes_reset = exchange.query.get("reset", "") in ("1", "true")
+        await self._service.newest(key)  # 404 before the response begins
+        async with self._streams.opened(), Watch(self._service.bus, key, position, takes_reset=takes_reset) as watch:
+            frames = self._frames(key, watch, resumed=position != START)
+            first = await anext(frames)  # a lost position is an error before the response begins, too
+            await exchange.start_events([(JOB_ID.lower().encode(), key.job.encode())])
+            try:
+                await self._streams.relay(exchange, _chain(first, frames))
+            except Draining:
+                await exchange.write(b": this gateway shuts down; resume with Last-Event-ID\n\n")
+            except Disconnected:
+                return
+            await exchange.finish()
+
+    async def _frames(self, key: JobKey, watch: Watch, *, resumed: bool) -> AsyncIterator[bytes]:
+        begun = resumed  # a resumed stream repeats no state, so that its bytes are those of the uncut one
+        async for item in watch.items():
+            match item:
+                case Log(position, events, _):
+                    begun = True
+                    yield log_frames(position, events)
+                case Reset():
+                    yield state_frame("reset", b"{}")
+                case Changed(Binding(node=str()) as binding):
+                    if not begun:
+                        facts = {"node": binding.node, "epoch": binding.epoch, "attempts": len(binding.attempts) + 1}
+                        yield state_frame("bound", encode(facts))
+                        if binding.decision is not None and binding.decision.cold:
+                            yield state_frame("loading", encode({"model": binding.job.model, "node": binding.node}))
+                    else:
+                        yield b""
+                case Changed():
+                    yield b"" if begun else state_frame("queued", encode({"id": key.job}))
+
+
+async def _chain(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield first
+    async for frame in rest:
+        yield frame
+
+
+def _position(exchange: Exchange) -> Position:
+    text = exchange.header("last-event-id") or exchange.query.get("after")
+    if not text:
+        return START
+    try:
+        return parse_position(text)
+    except Malformed as error:
+        raise failed(Code.INVALID_REQUEST, str(error), path="Last-Event-ID") from error
+
+
+def _seconds(exchange: Exchange, name: str) -> float:
+    text = exchange.query.get(name, "0")
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < float("inf"):
+        raise failed(Code.INVALID_REQUEST, f"{name} must be a number of seconds", path=name)
+    return seconds

@@ -1,0 +1,74 @@
+"""The gateway: HTTP in, durable jobs out, tokens back. Any number of them; none holds anything that another needs."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from libs.common import runtime
+from libs.common.bus.connection import Bus
+from libs.common.runtime import Port, Running, Service
+from services.gateway.app import create_app
+from services.gateway.credentials import Credentials
+from services.gateway.fleet import FleetView
+from services.gateway.fleet_routes import FleetRoutes
+from services.gateway.internal import InternalApi
+from services.gateway.job_service import JobService
+from services.gateway.jobs_routes import JobsRoutes
+from services.gateway.openai_routes import OpenAiRoutes
+from services.gateway.pressure import Pressure
+from services.gateway.settings import GatewaySettings
+from services.gateway.streaming import Streams
+from services.gateway.submission import Submitter
+
+GOODBYE_S = 3.0  # for streams to write their last frame once they have been ended
+
+
+@asynccontextmanager
+async def start(settings: GatewaySettings, bus: Bus) -> AsyncIterator[Running]:
+    secret = settings.cluster_secret.get_secret_value().encode()
+    credentials = Credentials(bus, issuer=settings.issuer, jwks_url=settings.jwks_url, cluster_secret=secret)
+    fleet, streams, pressure = FleetView(bus), Streams(), Pressure(bus)
+    service = JobService(bus, fleet, Submitter(bus, secret, pressure))
+    specs = [
+        *JobsRoutes(service, streams, max_body=settings.max_body).routes(),
+        *OpenAiRoutes(service, streams, max_body=settings.max_body).routes(),
+        *FleetRoutes(fleet).routes(),
+    ]
+    internal = await InternalApi(bus, credentials, service, max_body=settings.max_body).serve()
+
+    async def drain() -> None:
+        """No new jobs; open streams go on for the grace, then end so that they can be resumed elsewhere."""
+        pressure.draining = True
+        await internal.stop()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(streams.all_closed(), settings.drain_grace)
+        streams.end_all()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(streams.all_closed(), GOODBYE_S)
+
+    try:
+        yield Running(
+            tasks={
+                "credentials": credentials.run(),
+                "fleet": fleet.follower.run(),
+                "pressure": pressure.watch(),
+            },
+            ports=[Port(create_app(specs, credentials), settings.host, settings.port)],
+            checks={**credentials.checks(), "fleet": fleet.follower.problem},
+            drain=drain,
+        )
+    finally:
+        await internal.stop()
+
+
+SERVICE = Service(
+    name="gateway",
+    about="The HTTP door: turns requests into durable jobs and streams their tokens back.",
+    settings=GatewaySettings,
+    start=start,
+)
+
+
+def main() -> None:
+    runtime.main(SERVICE)

@@ -1,0 +1,21 @@
+"""Settings of a gateway. Times are seconds, sizes bytes."""
+
+from pydantic import Field, SecretStr
+from pydantic_settings import SettingsConfigDict
+
+from libs.common.contracts.jobs import INLINE_LIMIT
+from libs.common.settings import ServiceSettings
+
+
+class GatewaySettings(ServiceSettings):
+    model_config = SettingsConfigDict(env_prefix="ARRIERO_GATEWAY_", extra="ignore", frozen=True)
+
+    host: str = Field("127.0.0.1", description="where clients connect")
+    port: int = Field(8700, ge=0, le=65535, description="the port for clients")
+    issuer: str = Field("http://127.0.0.1:8701", description="the auth service's public URL: the issuer of tokens")
+    jwks_url: str | None = Field(None, description="where its keys are, if not at <issuer>/.well-known/jwks.json")
+    cluster_secret: SecretStr = Field(
+        min_length=32, description="shared by all gateways and auth; at least 32 characters, random"
+    )
+    max_body: int = Field(INLINE_LIMIT, ge=1024, le=INLINE_LIMIT, description="largest request body taken")
+    drain_grace: float = Field(300.0, ge=0, description="how long open streams may go on after SIGTERM")

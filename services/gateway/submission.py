@@ -1,0 +1,143 @@
+"""Turning a wish into a durable job: one compare-and-set on an empty folder, acked before anybody is told (DESIGN §3)."""
+
+from typing import Any, NamedTuple
+
+import msgspec
+import structlog
+
+from libs.common import ids
+from libs.common.bus.connection import Bus
+from libs.common.bus.failures import Away, BusError, Full
+from libs.common.contracts.clients import Principal
+from libs.common.contracts.codec import encode
+from libs.common.contracts.faults import Code, failed
+from libs.common.contracts.jobs import MIN_RESULT_TTL_S, Submission
+from libs.common.contracts.nodes import DiskModel, canonical_model
+from libs.common.contracts.requests import Kind, Priority, Request
+from libs.common.contracts.subjects import JobKey
+from libs.common.ids import new_op_id
+from libs.common.journal import Entry, Journal, Lost, digest, ttl_s
+from services.gateway import metrics
+from services.gateway.pressure import Pressure
+
+log = structlog.get_logger()
+
+BYTES_PER_TOKEN = 4  # the usual rule of thumb; an estimate is all the router needs
+TRIES = 5  # a keyed folder that others keep changing under us
+_RANKS = list(Priority)
+
+
+class Wish(NamedTuple):
+    """What a dialect makes of a request. `deadline_s` and `result_ttl_s` None: the dialect's, or the client's, default."""
+
+    kind: Kind
+    request: Request
+    route: str
+    priority: Priority
+    deadline_s: float
+    result_ttl_s: float
+    detached: bool
+    metadata: dict[str, str] | None = None
+
+
+class Submitted(NamedTuple):
+    key: JobKey
+    sequence: int  # of `new`; 0 for a job that was there already
+    existing: Entry | None = None
+
+
+def capped(asked: Priority, best: Priority) -> Priority:
+    """The client's policy bounds what it may ask for."""
+    return max(asked, best, key=_RANKS.index)
+
+
+def check_model(model: str, models: dict[str, DiskModel]) -> None:
+    """Raises MODEL_NOT_FOUND with the models that exist, UNAVAILABLE when no node is known at all."""
+    if canonical_model(model) in models:
+        return
+    if not models:
+        raise failed(Code.UNAVAILABLE, "no node with a model has joined the fleet yet; start a worker", retry_after_s=5)
+    names = sorted(model.name for model in models.values())
+    message = f"no node has the model {model!r}; there are: {', '.join(names[:50])}"
+    raise failed(Code.MODEL_NOT_FOUND, message, path="model", details={"models": names})
+
+
+def estimate_tokens(request: Request, size: int) -> tuple[int, int]:
+    """(prompt, output), roughly: images count as bytes, too, which is wrong but harmless until prices need better."""
+    asked = (request.options or {}).get("num_predict")
+    return max(1, size // BYTES_PER_TOKEN), asked if isinstance(asked, int) and asked > 0 else 0
+
+
+class Submitter:
+    def __init__(self, bus: Bus, cluster_secret: bytes, pressure: Pressure) -> None:
+        self._journal = Journal(bus)
+        self._secret = cluster_secret
+        self._pressure = pressure
+
+    def new_key(self, principal: Principal, wish: Wish, idempotency_key: str | None) -> JobKey:
+        if idempotency_key is None:
+            return JobKey(principal.client, ids.new_job_id())
+        return JobKey(principal.client, ids.keyed_job_id(self._secret, principal.client, wish.route, idempotency_key))
+
+    async def submit(self, principal: Principal, wish: Wish, key: JobKey, *, keyed: bool) -> Submitted:
+        """Raises Failed: OVERLOADED, IDEMPOTENCY_MISMATCH, SUBMIT_UNCONFIRMED (names the id), UNAVAILABLE."""
+        self._pressure.admit()
+        body = encode(wish.request)
+        submission = self._submission(principal, wish, body)
+        ttl = ttl_s(submission, created_ms=0, now_ms=0)
+        expected = 0
+        for _ in range(TRIES):
+            try:
+                sequence = await self._journal.write(key, "new", submission, body, expected=expected, ttl=ttl)
+            except Lost as lost:
+                standing = lost.newest
+                if standing is None:
+                    expected = 0
+                elif standing.facts is None:
+                    expected = standing.sequence  # emptied, and no `done`: the id may live again
+                else:
+                    return self._same_job(key, submission, standing)
+                if not keyed:
+                    raise failed(Code.INTERNAL, "two jobs got the same id; send the request again") from lost
+                continue
+            except Full as error:
+                raise failed(Code.OVERLOADED, "the job store is full; try again later", retry_after_s=30) from error
+            except Away as error:
+                message = f"it is not known whether job {key.job} was stored; ask for it before sending again"
+                raise failed(Code.SUBMIT_UNCONFIRMED, message, details={"id": key.job}) from error
+            except BusError as error:
+                raise failed(Code.UNAVAILABLE, f"the job could not be stored: {error}") from error
+            metrics.submitted.labels(wish.route, str(wish.kind)).inc()
+            log.info(
+                "job.submitted", job_id=key.job, client=key.client, model=wish.request.model, kind=wish.kind,
+                route=wish.route, priority=submission.priority, bytes=len(body),
+            )  # fmt: skip
+            return Submitted(key, sequence)
+        raise failed(Code.UNAVAILABLE, "the job's folder keeps changing; try again")
+
+    def _submission(self, principal: Principal, wish: Wish, body: bytes) -> Submission:
+        prompt_tokens, output_tokens = estimate_tokens(wish.request, len(body))
+        same = msgspec.json.encode([wish.kind, wish.request, wish.metadata], order="sorted")
+        return Submission(
+            op_id=new_op_id(),
+            kind=wish.kind,
+            model=wish.request.model,
+            route=wish.route,
+            priority=capped(wish.priority, principal.policy.priority),
+            deadline_s=wish.deadline_s,
+            result_ttl_s=max(MIN_RESULT_TTL_S, wish.result_ttl_s),
+            size=len(body),
+            digest=digest(same),
+            prompt_tokens=prompt_tokens,
+            output_tokens=output_tokens,
+            detached=wish.detached,
+            metadata=wish.metadata,
+        )
+
+    def _same_job(self, key: JobKey, submission: Submission, standing: Entry) -> Submitted:
+        facts: Any = standing.facts
+        other = facts if isinstance(facts, Submission) else facts.job
+        if other.digest != submission.digest:
+            message = "this Idempotency-Key was used with another request; use a new key for a new request"
+            raise failed(Code.IDEMPOTENCY_MISMATCH, message)
+        return Submitted(key, 0, standing)

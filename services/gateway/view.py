@@ -1,0 +1,94 @@
+"""How a job looks to its owner (`GET /jobs/{id}`). Pure."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from libs.common.contracts.jobs import Attempt, Binding, Completion, Submission
+from libs.common.journal import Entry, Facts
+from libs.common.states import JobState
+from services.gateway.dialects import public
+from services.gateway.folding import fold
+
+
+def time_text(ms: int | None) -> str | None:
+    return None if ms is None else datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds")
+
+
+def job_view(
+    job: str,
+    entry: Entry,
+    *,
+    log: bytes | None = None,
+    running: bool = False,
+    position: int | None = None,
+) -> dict[str, Any]:
+    """`entry` is the folder's newest record with facts; `log` the body of a `done`, to fold the result from it."""
+    facts = entry.facts
+    assert facts is not None
+    submission = facts if isinstance(facts, Submission) else facts.job
+    view: dict[str, Any] = {
+        "id": job,
+        "kind": str(submission.kind),
+        "model": submission.model,
+        "state": str(_state(facts, running)),
+        "priority": str(submission.priority),
+        "node": None,
+        "epoch": None,
+        "attempts": 0,
+        "position": position,
+        "eta_s": None,
+        "created_at": time_text(entry.at_ms if isinstance(facts, Submission) else facts.created_ms),
+        "started_at": None,
+        "finished_at": None,
+        "result": None,
+        "usage": None,
+        "timings": None,
+        "error": None,
+    }
+    if submission.metadata is not None:
+        view["metadata"] = submission.metadata
+    if isinstance(facts, Binding):
+        view |= {"node": facts.node, "epoch": facts.epoch, "attempts": len(facts.attempts) + (facts.node is not None)}
+        view |= _history(facts.attempts)
+    if isinstance(facts, Completion):
+        view |= {
+            "node": facts.node,
+            "epoch": facts.epoch,
+            "attempts": len(facts.attempts) + (facts.node is not None),
+            "started_at": time_text(facts.started_ms),
+            "finished_at": time_text(facts.finished_ms),
+            "usage": msgspec.to_builtins(facts.usage) if facts.usage else None,
+            "timings": msgspec.to_builtins(facts.timings) if facts.timings else None,
+            "error": public(facts.fault) if facts.fault else None,
+            "result": fold(log).result(submission.kind) if log else None,
+        }
+        view |= _history(facts.attempts)
+    return view
+
+
+def row(job: str, facts: Facts, at_ms: int) -> dict[str, Any]:
+    """The short form of a listing."""
+    view = job_view(job, Entry(0, at_ms, facts, b""))
+    return {
+        name: view[name] for name in ("id", "kind", "model", "state", "priority", "node", "created_at", "finished_at")
+    }
+
+
+def _state(facts: Facts, running: bool) -> JobState:
+    if isinstance(facts, Completion):
+        return facts.state
+    if isinstance(facts, Binding) and facts.node is not None:
+        return JobState.RUNNING if running else JobState.BOUND
+    return JobState.QUEUED
+
+
+def _history(attempts: tuple[Attempt, ...]) -> dict[str, Any]:
+    if not attempts:
+        return {}
+    return {
+        "failed_attempts": [
+            {"node": a.node, "epoch": a.epoch, "at": time_text(a.at_ms), "error": public(a.fault)} for a in attempts
+        ]
+    }
