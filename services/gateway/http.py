@@ -78,7 +78,7 @@ class Exchange:
         body: bytes,
         content_type: str = "application/json",
         headers: Sequence[tuple[bytes, bytes]] = (),
-    ) -> None:  # type: ignore[assignment]  # an empty tuple is an empty list here
+    ) -> None:
         await self._start(
             status, [(b"content-type", content_type.encode()), (b"content-length", str(len(body)).encode()), *headers]
         )

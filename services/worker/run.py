@@ -126,6 +126,7 @@ class RunTask:
                 return _refused("no request at that sequence")
             if self.node.memory.too_old(bound.at_ms, self.node.clock.now_ms()):
                 return _refused("the binding is older than this boot's memory: it may have run already")
+            self.node.clock.learn(bound.at_ms)
             carried = await self.node.journal.body(self.key, bound)
             request = await self.node.journal.body(self.key, submitted)
         except (BusError, Malformed) as error:

@@ -32,6 +32,8 @@ class WorkerSettings(ServiceSettings):
     @field_validator("node")
     @classmethod
     def _a_subject_token(cls, value: str) -> str:
+        if value == "router":
+            raise ValueError("a node cannot be called router: its control subjects would be the router's own")
         try:
             return token(value, "node name")
         except BadToken as error:
