@@ -116,7 +116,7 @@ def test_a_plain_http_issuer_behind_a_proxy_is_served() -> None:
     assert token.claims["iss"] == "http://auth:8701"
 
 
-REFUSALS = {
+REFUSALS: dict[str, tuple[list[str], dict[str, Any]]] = {
     "wrong secret, basic": (basic("alice", "wrong"), {}),
     "wrong secret, form": ([], {"client_id": "alice", "client_secret": "wrong"}),
     "unknown client, basic": (basic("nobody", "right"), {}),
