@@ -26,13 +26,14 @@ up: $(VENV)/.runtime ## start everything on this machine and stream a first answ
 	@exec $(BIN)/arriero up $(ARGS)
 
 test: $(VENV)/.dev ## run all tests
+	@echo "running the tests, two at a time; they start servers of their own on free ports (a part: make test ARGS=tests/router)"
 	@$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 check: $(VENV)/.dev ## lint, format, types, import rules
-	@$(BIN)/ruff check .
-	@$(BIN)/ruff format --check .
-	@$(BIN)/mypy
-	@PYTHONPATH=. $(BIN)/lint-imports
+	@echo "lint";         $(BIN)/ruff check --quiet .
+	@echo "format";       $(BIN)/ruff format --quiet --check . || { $(BIN)/ruff format --check .; echo "make fmt formats"; exit 1; }
+	@echo "types";        $(BIN)/mypy
+	@echo "import rules"; PYTHONPATH=. $(BIN)/lint-imports --no-logo
 
 fmt: $(VENV)/.dev ## format and fix what can be fixed
 	@$(BIN)/ruff format .
