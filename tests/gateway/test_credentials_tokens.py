@@ -128,6 +128,10 @@ def test_an_unknown_key_is_its_own_outcome_so_that_keys_can_be_fetched_once_more
     assert check(token({**HEADER, "kid": "../../etc/passwd"})) == UnknownKey("../../etc/passwd")
     assert rejected(token({name: value for name, value in HEADER.items() if name != "kid"}))
     assert verify(token(), {}, issuer=ISSUER, now=NOW) == UnknownKey(KID)
+    # What could never count is no reason to fetch anything.
+    for header in ({**HEADER, "kid": "another", "typ": "JWT"}, {**HEADER, "kid": "another", "alg": "HS256"}):
+        encoded = base64.urlsafe_b64encode(json.dumps(header).encode()).rstrip(b"=").decode()
+        assert rejected(f"{encoded}.e30.AAAA")
 
 
 def test_critical_headers_that_nobody_knows_are_refused() -> None:
