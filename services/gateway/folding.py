@@ -24,11 +24,11 @@ class Answer:
             self.text.append(event.text)
         if event.thinking is not None:
             self.thinking.append(event.thinking)
-        if event.tool_call is not None:
+        if event.tool_call:
             self.tool_calls.append(msgspec.json.decode(event.tool_call))
-        if event.logprobs is not None:
+        if event.logprobs:
             self.logprobs += msgspec.json.decode(event.logprobs)
-        if event.data is not None:
+        if event.data:
             self.data = msgspec.json.decode(event.data)
         if event.end is not None:
             self.end = event.end

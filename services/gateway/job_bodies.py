@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import msgspec
 
 from libs.common.contracts.clients import Policy
+from libs.common.contracts.codec import NO_JSON
 from libs.common.contracts.faults import Code, Failed, failed
 from libs.common.contracts.requests import Kind, Priority, Request
 from services.gateway.submission import Wish
@@ -55,7 +56,7 @@ class JobBody(msgspec.Struct, forbid_unknown_fields=True):
     template: str | None = None
     raw: bool | None = None
     options: dict[str, Any] | None = None
-    format: msgspec.Raw | None = None
+    format: msgspec.Raw = NO_JSON
     tools: list[dict[str, Any]] | None = None
     think: bool | str | None = None
     truncate: bool | None = None
@@ -68,7 +69,7 @@ class JobBody(msgspec.Struct, forbid_unknown_fields=True):
     metadata: (
         Annotated[dict[Short, Annotated[str, msgspec.Meta(max_length=512)]], msgspec.Meta(max_length=16)] | None
     ) = None
-    webhook: msgspec.Raw | None = None
+    webhook: msgspec.Raw = NO_JSON
 
 
 _decode = msgspec.json.Decoder(JobBody)
@@ -80,7 +81,7 @@ def parse_job(body: bytes, policy: Policy) -> Wish:
     """Raises Failed with INVALID_REQUEST and the path of the field."""
     job = decode_body(_decode, body)
     kind = _kind_of(job)
-    if job.webhook is not None:
+    if job.webhook:
         raise failed(
             Code.UNSUPPORTED_PARAMETER, "webhooks are not there yet; poll the job or read its stream", path="webhook"
         )
@@ -193,9 +194,9 @@ def check_think(think: bool | str | None) -> None:
         )
 
 
-def check_format(value: msgspec.Raw | None) -> None:
+def check_format(value: msgspec.Raw) -> None:
     """Either "json" or a JSON schema; Ollama answers a 500 to anything else."""
-    if value is not None:
+    if value:
         decoded = msgspec.json.decode(value)
         if decoded != "json" and not isinstance(decoded, dict):
             raise failed(Code.INVALID_REQUEST, 'format must be "json" or a JSON schema', path="format")

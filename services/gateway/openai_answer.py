@@ -58,9 +58,9 @@ class ChunkWriter:
             delta["reasoning"] = event.thinking
         if event.text is not None:
             delta["content"] = event.text
-            if event.logprobs is not None:
+            if event.logprobs:
                 logprobs = {"content": msgspec.json.decode(event.logprobs)}
-        if event.tool_call is not None:
+        if event.tool_call:
             delta["tool_calls"] = [{"index": self._calls, **tool_call(event.tool_call, self._job, self._calls)}]
             self._calls += 1
         return [self._chunk([{"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": None}])]

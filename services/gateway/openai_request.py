@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import msgspec
 
 from libs.common.contracts.clients import Policy
+from libs.common.contracts.codec import NO_JSON
 from libs.common.contracts.faults import Code, Failed, failed
 from libs.common.contracts.requests import Kind, Priority, Request
 from services.gateway.job_bodies import ModelName, decode_body
@@ -221,10 +222,10 @@ def _options(chat: ChatBody) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def _format(wanted: ResponseFormat | None) -> msgspec.Raw | None:
+def _format(wanted: ResponseFormat | None) -> msgspec.Raw:
     match wanted:
         case None | ResponseFormat(type="text"):
-            return None
+            return NO_JSON
         case ResponseFormat(type="json_object"):
             return msgspec.Raw(b'"json"')
         case ResponseFormat(type="json_schema", json_schema=JsonSchema(schema)):

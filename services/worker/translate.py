@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from libs.common.contracts.codec import Malformed
+from libs.common.contracts.codec import NO_JSON, Malformed
 from libs.common.contracts.events import Event
 from libs.common.contracts.jobs import Timings, Usage
 from libs.common.contracts.requests import Kind, Request
@@ -37,9 +37,9 @@ class _Line(msgspec.Struct):
     response: str = ""
     thinking: str = ""
     tool_calls: list[msgspec.Raw] = []
-    logprobs: msgspec.Raw | None = None
+    logprobs: msgspec.Raw = NO_JSON
     done: bool = False
-    error: msgspec.Raw | None = None
+    error: msgspec.Raw = NO_JSON
 
 
 _decode_line = msgspec.json.Decoder(_Line)
@@ -61,7 +61,7 @@ def ollama_request(
     body: dict[str, Any] = {"model": request.model}
     for name in _FIELDS[kind]:
         value = getattr(request, name)
-        if value is not None:
+        if value is not None and value != NO_JSON:
             body[name] = value
     if kind is not Kind.EMBED:
         body["stream"] = True
@@ -79,7 +79,7 @@ def events_of_line(raw: bytes) -> tuple[list[Event], dict[str, Any] | None]:
     """
     try:
         line = _decode_line.decode(raw)
-        if line.error is not None:
+        if line.error:
             raise NodeSaid(_error_text(line.error))
         final = None
         if line.done:
@@ -92,7 +92,7 @@ def events_of_line(raw: bytes) -> tuple[list[Event], dict[str, Any] | None]:
     events = []
     if thinking:
         events.append(Event(thinking=thinking))
-    if text or (line.logprobs is not None and not thinking):
+    if text or (line.logprobs and not thinking):
         events.append(Event(text=text, logprobs=line.logprobs))
     events += [Event(tool_call=call) for call in calls]
     return events, final

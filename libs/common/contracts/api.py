@@ -6,7 +6,7 @@ subjects under `_INBOX.<client>.`, so that no caller can aim an answer at somebo
 
 import msgspec
 
-from libs.common.contracts.codec import Contract, Decoder
+from libs.common.contracts.codec import NO_JSON, Contract, Decoder
 from libs.common.contracts.faults import Fault
 
 
@@ -33,7 +33,7 @@ class List(Contract, frozen=True, kw_only=True):
 
 
 class Answer(Contract, frozen=True, kw_only=True):
-    ok: msgspec.Raw | None = None
+    ok: msgspec.Raw = NO_JSON
     fault: Fault | None = None
 
 

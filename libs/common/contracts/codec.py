@@ -6,6 +6,9 @@ import msgspec
 
 T = TypeVar("T")
 
+# Default of a field that holds any JSON: falsy, and not sent. (`Raw | None` would decode to nothing but null.)
+NO_JSON = msgspec.Raw()
+
 _encoder = msgspec.json.Encoder()
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from libs.common.contracts.codec import Contract, Decoder, Malformed, encode
+from libs.common.contracts.codec import NO_JSON, Contract, Decoder, Malformed, encode
 from libs.common.contracts.faults import Fault
 from libs.common.states import JobState
 
@@ -29,9 +29,9 @@ class Event(Contract, frozen=True, kw_only=True):
 
     text: str | None = None
     thinking: str | None = None
-    tool_call: msgspec.Raw | None = None
-    data: msgspec.Raw | None = None
-    logprobs: msgspec.Raw | None = None
+    tool_call: msgspec.Raw = NO_JSON
+    data: msgspec.Raw = NO_JSON
+    logprobs: msgspec.Raw = NO_JSON
     end: End | None = None
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from libs.common.contracts.codec import Contract, Decoder
+from libs.common.contracts.codec import NO_JSON, Contract, Decoder
 
 
 class Kind(StrEnum):
@@ -39,7 +39,7 @@ class Request(Contract, frozen=True, kw_only=True):
     template: str | None = None
     raw: bool | None = None
     options: dict[str, Any] | None = None
-    format: msgspec.Raw | None = None
+    format: msgspec.Raw = NO_JSON
     tools: list[msgspec.Raw] | None = None
     think: bool | str | None = None
     truncate: bool | None = None
