@@ -2,7 +2,7 @@
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +18,7 @@ from libs.common.states import FINAL
 
 app = typer.Typer(help="Jobs: submit, watch, cancel.", no_args_is_help=True, rich_markup_mode=None)
 
+AGAIN = frozenset({"away", "draining", "unavailable"})  # a gateway's restart looks like this
 GIVE_UP_AFTER = 8  # times in a row that the stream could not be opened again: about a minute
 
 Id = Annotated[str, typer.Argument(metavar="ID", help="The job's id.")]
@@ -88,7 +89,7 @@ def watch(
 
     With --json one line per event: {"event", "id", "data"}.
     """
-    ending = asyncio.run(_watch(job_id, after, _print_json if as_json else _print_text))
+    ending = asyncio.run(watch_job(job_id, after, _print_json if as_json else _print_text))
     if ending != "succeeded":
         raise typer.Exit(1)
 
@@ -96,9 +97,9 @@ def watch(
 @app.command()
 def cancel(job_id: Id, as_json: Json = False) -> None:
     """Cancel a job; erase one that has ended."""
-    answered = asyncio.run(_call("DELETE", f"/jobs/{job_id}"))
-    said = answered if isinstance(answered, dict) else {"id": job_id}
-    show(said, f"{job_id} {said.get('state', 'cancelled')}")
+    job = asyncio.run(_call("DELETE", f"/jobs/{job_id}"))
+    became = "erased" if job.get("erased") else "cancelling" if job.get("cancelling") else job["state"]
+    show(job, f"{job_id} {became}")
 
 
 @app.command("list")
@@ -178,8 +179,8 @@ async def _call(method: str, path: str, body: Any = None, **more: Any) -> Any:
         return await http.call(method, path, body, **more)
 
 
-async def _watch(job_id: str, after: str, tell: Any) -> str:
-    """The final event's name. A broken stream is taken up again where it broke."""
+async def watch_job(job_id: str, after: str, tell: Callable[[ServerEvent], None]) -> str:
+    """Tells every event; the final one's name. A broken stream is taken up again where it broke, at any gateway."""
     failures, delay = 0, None
     while True:
         try:
@@ -189,7 +190,7 @@ async def _watch(job_id: str, after: str, tell: Any) -> str:
                 if event.event in FINAL:
                     return event.event
         except CommandFailed as failure:
-            if failure.code != "away" or failures >= GIVE_UP_AFTER:
+            if failure.code not in AGAIN or failures >= GIVE_UP_AFTER:
                 raise
         failures += 1
         if failures > GIVE_UP_AFTER:
@@ -234,8 +235,7 @@ def _print_text(event: ServerEvent) -> None:
         case "reset":
             print("\n(started again; what came before does not count)", file=sys.stderr)
         case name if name in FINAL:
-            error = data.get("error") or {}
-            why = error.get("detail") or error.get("message") if isinstance(error, dict) else error
+            why = (data.get("fault") or {}).get("message")
             print(f"\n{name}" + (f": {why}" if why else ""), file=sys.stderr)
         case name:
             where = f" on {data['node']}" if data.get("node") else ""
