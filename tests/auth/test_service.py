@@ -96,6 +96,15 @@ async def test_a_client_is_created_shown_and_created_only_once(auth: Auth) -> No
     again = await auth.http.post("/clients", json={"name": "alice"}, headers=admin)
     assert (again.status_code, again.json()["code"]) == (409, "already_exists")
     assert again.headers["content-type"] == "application/problem+json"
+    assert again.json() == {
+        "type": "urn:arriero:error:already_exists",
+        "title": "There is one of that name already",
+        "status": 409,
+        "detail": "There is a client 'alice' already; take another name.",
+        "code": "already_exists",
+        "retryable": False,
+        "path": "$.name",
+    }
     assert (await auth.token("alice", secret)).status_code == 200
 
     key = await auth.create_key("alice")

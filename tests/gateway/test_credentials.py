@@ -293,9 +293,24 @@ async def test_after_an_absence_nobody_is_let_in_on_old_knowledge(nats: NatsServ
         assert answers[-1] is Code.UNAUTHENTICATED
 
 
+async def test_a_client_that_nats_has_authenticated_is_known_by_its_name(bus: Bus) -> None:
+    await Store(bus).client(scopes=("jobs:read",))
+    await Store(bus).client("off", disabled=True)
+    async with running(bus) as credentials:
+        principal = credentials.named("alice")
+        assert (principal.client, principal.scopes) == ("alice", {"jobs:read"})
+        for name in ("off", "nobody"):
+            with pytest.raises(Failed) as caught:
+                credentials.named(name)
+            assert caught.value.fault.code is Code.UNAUTHENTICATED
+
+
 async def test_before_the_clients_are_known_nobody_is_judged(bus: Bus) -> None:
     credentials = Credentials(bus, issuer=NOWHERE, cluster_secret=SECRET)
     assert await refusal(credentials, str(api_keys.new())) is Code.UNAVAILABLE
+    with pytest.raises(Failed) as caught:
+        credentials.named("alice")
+    assert caught.value.fault.code is Code.UNAVAILABLE
     assert await refusal(credentials, "not-a-credential") is Code.UNAUTHENTICATED
 
 

@@ -89,6 +89,9 @@ class Follower:
         await self._check_life()
         self._delivered = 0
         self._ended = asyncio.get_running_loop().create_future()
+        # From here on records of a backlog may arrive, before it is known how long it is. After an absence they do not
+        # make the view fresh: a revocation may be the last of them. A short gap is covered by what `fresh` allows anyway.
+        self._behind = not self.fresh
         inbox = self._bus.new_inbox()
         name = f"follow-{secrets.token_hex(8)}"
         subscription = await self._bus.subscribe(inbox, self._receive)
@@ -116,7 +119,6 @@ class Follower:
                 },
             )
             backlog = created["num_pending"] + created["delivered"]["consumer_seq"]
-            # Before the clock of `fresh` starts anew: after an absence a revocation may be in the backlog.
             self._behind = self._delivered < backlog
             self._heard_at = time.monotonic()
             if backlog == 0:

@@ -55,16 +55,21 @@ class Credentials:
         """Raises Failed: UNAUTHENTICATED; INVALID_REQUEST for two different credentials; UNAVAILABLE while nobody can
         be judged, because a revocation may have been missed or no signing key was ever loaded."""
         presented = extract(headers)
-        if (why := self._directory.check()) is not None:
-            raise _unavailable(why)
+        self._require_fresh()
         if isinstance(presented, ApiKeyText):
             return self._by_key(presented)
         return self._by_token(await self._claims(presented))
 
     def named(self, name: str) -> Principal:
-        """Of a client that NATS itself has authenticated: its subject names it. Raises Failed (UNAUTHENTICATED)."""
+        """Of a client that NATS itself has authenticated: its subject names it. Raises Failed: UNAUTHENTICATED,
+        UNAVAILABLE."""
+        self._require_fresh()
         client = self._client(name)
         return Principal(client=client.id, scopes=frozenset(client.scopes), policy=client.policy, credential="nats")
+
+    def _require_fresh(self) -> None:
+        if (why := self._directory.check()) is not None:
+            raise _unavailable(why)
 
     def _by_key(self, presented: ApiKeyText) -> Principal:
         key = self._directory.keys.get(presented.id)
