@@ -47,10 +47,11 @@ class Lease:
         self._was_active = False
         self._nobody = 0
         self._looked_at = 0.0
+        self._released = False
 
     @property
     def active(self) -> bool:
-        return time.monotonic() < self._held_until
+        return not self._released and time.monotonic() < self._held_until
 
     def problem(self) -> str | None:
         """For /readyz: a router that can neither hold nor watch the lease does nothing."""
@@ -72,9 +73,10 @@ class Lease:
             await asyncio.sleep(RENEW_S if self.active else LOOK_S)
 
     async def release(self) -> None:
-        """Give it up on the way out, so that a standby need not wait."""
-        if self.active:
-            self._held_until = 0.0
+        """Give it up for good on the way out, so that a standby need not wait."""
+        held = self.active
+        self._released = True  # before the wait: a renewal may be on its way, and `run` goes on until it is cancelled
+        if held:
             await self._bucket.put(KEY, encode(LeaseRecord(boot="")), expected=self._revision, ttl_s=1)
 
     async def _step(self) -> None:
@@ -87,6 +89,8 @@ class Lease:
                 log.warning("lease.lost")
                 self._held_until = 0.0
         value, revision = await self._bucket.get(KEY)
+        if self._released:
+            return
         if value is None or await self._holder_gone(value):
             try:
                 await self._write(revision, asked_at)
