@@ -11,6 +11,7 @@ from typing import NamedTuple, TypeAlias
 from libs.common.contracts.jobs import Candidate, Decision
 from services.router.fleet import Liveness, NodeView
 
+NO_MODEL = "does not have the model"
 MAX_CANDIDATES_KEPT = 16  # in the record of a job; a fleet has up to fifty nodes
 
 
@@ -32,24 +33,25 @@ Verdict: TypeAlias = Bind | Hold
 def decide(model: str, nodes: Iterable[NodeView], *, now: float, connected_at: float, waited_ms: int = 0) -> Verdict:
     """`model` in its canonical form. Times are monotonic seconds. The same values give the same verdict."""
     able: list[tuple[tuple[bool, int, float, str], NodeView]] = []
-    refused: list[Candidate] = []
+    refused: list[tuple[str, str]] = []
     for node in nodes:
         why = objection(model, node, now=now, connected_at=connected_at)
         if why is None:
             able.append((_rank(model, node), node))
         else:
-            refused.append(Candidate(node=node.name, verdict=why))
+            refused.append((node.name, why))
     if not able:
-        return Hold(_summary(refused))
+        return Hold(_summary({why for _, why in refused}))
     able.sort(key=lambda pair: pair[0])
     (cold, depth, _, _), chosen = able[0]
-    others = [Candidate(node=node.name, verdict=_describe(*rank[:2])) for rank, node in able[1:]]
+    others = [(node.name, _describe(*rank[:2])) for rank, node in able[1 : 1 + MAX_CANDIDATES_KEPT]]
+    refused.sort()  # the order in which nodes are known means nothing
     decision = Decision(
         node=chosen.name,
         reason=_describe(cold, depth),
         cold=cold,
         waited_ms=waited_ms,
-        candidates=tuple((others + refused)[:MAX_CANDIDATES_KEPT]),
+        candidates=tuple(Candidate(node=name, verdict=v) for name, v in (others + refused)[:MAX_CANDIDATES_KEPT]),
     )
     return Bind(chosen.name, chosen.beat.boot, decision)
 
@@ -64,7 +66,7 @@ def objection(model: str, node: NodeView, *, now: float, connected_at: float) ->
     if not beat.reachable:
         return "its Ollama does not answer"
     if model not in node.disk:
-        return "does not have the model"
+        return NO_MODEL
     if now < node.set_aside_until:
         return "set aside after failures"
     taken = node.runs
@@ -85,11 +87,8 @@ def _describe(cold: bool, depth: int) -> str:
     return f"model {'not ' if cold else ''}in memory, depth {depth}"
 
 
-def _summary(refused: list[Candidate]) -> str:
-    """The objection that says most: one of a node that has the model, if there is any."""
-    if not refused:
+def _summary(objections: set[str]) -> str:
+    """The objections that say most: those of nodes that have the model, if there are any."""
+    if not objections:
         return "no node has joined the fleet"
-    having = [candidate for candidate in refused if candidate.verdict != "does not have the model"]
-    if not having:
-        return "no node has the model"
-    return "; ".join(sorted({candidate.verdict for candidate in having}))
+    return "; ".join(sorted(objections - {NO_MODEL})) or "no node has the model"

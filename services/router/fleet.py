@@ -7,7 +7,7 @@ heartbeat no longer lists it (one that is newer than the worker's answer to `run
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from libs.common.contracts.nodes import DEAD_S, SUSPECT_S, Heartbeat, Phase, canonical_model
+from libs.common.contracts.nodes import DEAD_S, SUSPECT_S, Heartbeat, Phase, Running, canonical_model
 from libs.common.contracts.subjects import JobKey
 
 NO_RESPONDERS_GONE = (
@@ -32,6 +32,8 @@ class Hold:
 
 @dataclass(slots=True)
 class NodeView:
+    """One boot of a node. `holds` and `freed` change only through the methods here, because what follows is kept ready."""
+
     name: str
     beat: Heartbeat
     heard_at: float  # monotonic seconds; of the record alone, without a live heartbeat: never
@@ -42,37 +44,77 @@ class NodeView:
     set_aside_until: float = 0.0
     last_bound_at: float = 0.0
 
-    # Derived once per heartbeat, because every decision asks.
+    # Derived on each change, because every decision asks.
     disk: frozenset[str] = frozenset()
     loaded: frozenset[str] = frozenset()
+    listed: dict[RunKey, Running] = field(default_factory=dict)  # what the newest heartbeat names
+    runs: dict[RunKey, str] = field(default_factory=dict)  # all that takes a slot, ordered or listed, with its model
+    loading: frozenset[str] = frozenset()  # sent here cold, not in memory yet: Ollama loads one after the other (§3.1)
 
     def __post_init__(self) -> None:
-        self._derive()
-
-    def _derive(self) -> None:
-        self.disk = frozenset(canonical_model(model.name) for model in self.beat.models)
-        self.loaded = frozenset(canonical_model(model.name) for model in self.beat.loaded)
+        self._read_beat()
 
     def take(self, beat: Heartbeat, now: float) -> None:
+        """A newer heartbeat of this boot, heard live."""
         self.heard_at, self.gone, self.unanswered_pings = now, False, 0
         self.beat = beat
-        self._derive()
-        listed = {(JobKey(run.client, run.job), run.epoch) for run in beat.running}
-        for key, hold in list(self.holds.items()):
-            if key not in listed and hold.confirmed is not None and beat.changes >= hold.confirmed:
-                del self.holds[key]
-        self.freed = {key: changes for key, changes in self.freed.items() if changes > beat.changes}
+        self._read_beat()
+
+    def reserve(self, key: RunKey, model: str) -> None:
+        """This run has been, or is about to be, ordered here."""
+        if key not in self.freed:
+            self.holds.setdefault(key, Hold(model))
+            self._count()
+
+    def confirm(self, key: RunKey, model: str, changes: int) -> None:
+        """The worker answered, at that change count, that it runs. It may have ended since: answers overtake each other."""
+        if self.freed.get(key, -1) >= changes or (self.beat.changes >= changes and key not in self.listed):
+            self.holds.pop(key, None)
+        else:
+            self.holds.setdefault(key, Hold(model)).confirmed = changes
+        self._count()
+
+    def doubt(self, key: RunKey) -> None:
+        """The run is not bound here any more, and its worker may never say a word about it: the next heartbeat decides."""
+        hold = self.holds.get(key)
+        if hold is not None and hold.confirmed is None:
+            hold.confirmed = self.beat.changes
 
     def release(self, key: RunKey, changes: int) -> None:
         """The worker said, at that change count, that the run holds its slot no longer."""
         self.holds.pop(key, None)
         if changes > self.beat.changes:
             self.freed[key] = changes
+        self._count()
 
-    def lists(self, key: RunKey) -> bool:
-        """Does the newest heartbeat name this run?"""
-        return any(
-            run.client == key[0].client and run.job == key[0].job and run.epoch == key[1] for run in self.beat.running
+    def withdraw(self, key: RunKey) -> None:
+        """It was never ordered: the binding could not be written."""
+        self.holds.pop(key, None)
+        self._count()
+
+    def _read_beat(self) -> None:
+        beat = self.beat
+        self.disk = frozenset(canonical_model(model.name) for model in beat.models)
+        self.loaded = frozenset(canonical_model(model.name) for model in beat.loaded)
+        self.listed = {(JobKey(run.client, run.job), run.epoch): run for run in beat.running}
+        for key, hold in list(self.holds.items()):
+            if key in self.listed:
+                hold.confirmed = beat.changes
+            elif hold.confirmed is not None and beat.changes >= hold.confirmed:
+                del self.holds[key]
+        self.freed = {key: changes for key, changes in self.freed.items() if changes > beat.changes}
+        self._count()
+
+    def _count(self) -> None:
+        self.runs = {key: hold.model for key, hold in self.holds.items()}
+        decoding = set()
+        for key, run in self.listed.items():
+            if key not in self.freed:
+                self.runs.setdefault(key, canonical_model(run.model) if run.model else "")
+            if run.phase in (Phase.DECODING, Phase.STOPPING):
+                decoding.add(key)
+        self.loading = frozenset(
+            m for key, m in self.runs.items() if m and m not in self.loaded and key not in decoding
         )
 
     def liveness(self, now: float, connected_at: float) -> Liveness:
@@ -84,29 +126,9 @@ class NodeView:
             return Liveness.DEAD
         return Liveness.SUSPECT if silent >= SUSPECT_S or self.heard_at <= 0 else Liveness.ALIVE
 
-    @property
-    def runs(self) -> dict[RunKey, str]:
-        """Everything that takes a slot, ordered by us or listed by the node, with its model."""
-        taken = {key: hold.model for key, hold in self.holds.items()}
-        for run in self.beat.running:
-            key = (JobKey(run.client, run.job), run.epoch)
-            if key not in self.freed:
-                taken.setdefault(key, canonical_model(run.model) if run.model else "")
-        return taken
-
-    @property
-    def loading(self) -> frozenset[str]:
-        """Models that were sent here cold and are not in memory yet: Ollama loads one after the other (ollama-facts §3.1)."""
-        decoding = {
-            (JobKey(run.client, run.job), run.epoch)
-            for run in self.beat.running
-            if run.phase in (Phase.DECODING, Phase.STOPPING)
-        }
-        return frozenset(m for key, m in self.runs.items() if m and m not in self.loaded and key not in decoding)
-
 
 class Fleet:
-    """Nodes by name. `boots_gone` collects (node, boot) pairs whose runs are lost, for the loop to act on."""
+    """Nodes by name, each with its newest boot."""
 
     def __init__(self) -> None:
         self.nodes: dict[str, NodeView] = {}
@@ -119,7 +141,11 @@ class Fleet:
         known = self.nodes.get(beat.node)
         if known is None or known.beat.boot != beat.boot:
             if known is not None and known.beat.boot > beat.boot and known.heard_at > 0:
-                return False  # a straggler of an older boot
+                # A straggler of an older boot. But boot ids begin with their machine's clock, which may have been set
+                # back: one that has died does not shut its node out for ever.
+                died = known.gone or now - known.heard_at >= DEAD_S
+                if not died:
+                    return False
             self.nodes[beat.node] = NodeView(beat.node, beat, heard_at=now if live else 0.0)
             return True
         if beat.beat < known.beat.beat or (beat.beat == known.beat.beat and not live):
@@ -136,6 +162,12 @@ class Fleet:
         if view.beat.boot != boot:
             return False
         return view.liveness(now, connected_at) is not Liveness.DEAD
+
+    def bury(self, now: float, connected_at: float) -> None:
+        """Whoever is dead by silence stays so until it is heard, also when a reconnect of ours restarts the clocks."""
+        for view in self.nodes.values():
+            if not view.gone and view.liveness(now, connected_at) is Liveness.DEAD:
+                view.gone = True
 
     def ping_result(self, node: str, boot: str, *, answered: bool, nobody: bool) -> bool:
         """Fold one ping; True when it just showed that the worker's process is gone."""

@@ -9,7 +9,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from libs.common.contracts.jobs import Binding, CancelMark, Completion, Submission
+from libs.common.contracts.jobs import Binding, CancelMark, Completion, Parts, Submission
 from libs.common.contracts.subjects import JobKey
 
 Facts: TypeAlias = Submission | Binding | Completion | CancelMark | None
@@ -56,11 +56,11 @@ class Job:
 
 @dataclass(slots=True)
 class Leftover:
-    """Records of a finished job that still stand, by sequence (0: emptied, or never there)."""
+    """What of a finished job still stands: records by sequence (0: emptied, or never there), and its request's parts."""
 
     new: int = 0
     active: int = 0
-    parts: bool = False
+    parts: Parts | None = None
 
 
 class Index:
@@ -96,9 +96,21 @@ class Index:
         self.jobs.pop(key, None)
         self._marks.pop(key, None)
 
+    def take_leftover(self) -> tuple[JobKey, Leftover] | None:
+        """One finished job's leftovers, to be tidied by the caller; what could not be is given to `put_back`."""
+        if not self.leftovers:
+            return None
+        key = next(iter(self.leftovers))
+        return key, self.leftovers.pop(key)
+
+    def put_back(self, key: JobKey, leftover: Leftover) -> None:
+        if key not in self.jobs:
+            self.leftovers.setdefault(key, leftover)
+
     def _fold_new(self, key: JobKey, facts: Submission, sequence: int, at_ms: int) -> Job | None:
         if self._finished.get(key, 0) > sequence:
-            self._leave(key).new = sequence
+            leftover = self._leave(key)
+            leftover.new, leftover.parts = sequence, facts.parts
             return None
         known = self.jobs.get(key)
         if known is not None and known.sequence >= sequence:
@@ -113,7 +125,7 @@ class Index:
     def _fold_active(self, key: JobKey, facts: Binding, sequence: int, at_ms: int) -> Job | None:
         if self._finished.get(key, 0) > sequence:
             leftover = self._leave(key)
-            leftover.active, leftover.new = sequence, leftover.new or facts.submitted
+            leftover.active, leftover.parts = sequence, facts.job.parts
             return None
         job = self.jobs.get(key)
         if job is not None and job.sequence >= sequence:
@@ -139,32 +151,36 @@ class Index:
             leftover = self._leave(key)
             leftover.new = job.submitted
             leftover.active = job.sequence if job.binding is not None else 0
-            leftover.parts = job.submission.parts is not None or bool(job.binding and job.binding.parts)
+            leftover.parts = job.submission.parts
             del self.jobs[key]
-        if isinstance(facts, Completion) and facts.job.parts is not None:
-            self._leave(key).parts = True
         self._marks.pop(key, None)
 
     def _fold_emptied(self, key: JobKey, record: str, sequence: int) -> None:
         job = self.jobs.get(key)
         if job is not None and job.sequence < sequence:
-            self.forget(key)  # only finished jobs are emptied: the `done` was older than the rebuild
-        leftover = self.leftovers.get(key)
-        if leftover is None:
+            # Only finished jobs are emptied: the `done` was older than the rebuild. The other record stands as yet.
+            leftover = self._leave(key)
+            leftover.new, leftover.parts = job.submitted, job.submission.parts
+            leftover.active = job.sequence if job.binding is not None else 0
+            self.forget(key)
+        standing = self.leftovers.get(key)
+        if standing is None:
             return
         if record == "new":
-            leftover.new = 0
+            standing.new = 0
         else:
-            leftover.active = 0
-        if not leftover.new and not leftover.active:
+            standing.active = 0
+        if not standing.new and not standing.active:
             del self.leftovers[key]
 
     def _fold_cancel(self, key: JobKey, facts: Facts) -> Job | None:
         if not isinstance(facts, CancelMark):
             return None
-        self._marks[key] = facts
         job = self.jobs.get(key)
-        return job if job is not None and self._apply_mark(job) else None
+        if job is None:
+            return None  # it has ended: a mark follows its `new` in the log, and both come from one consumer
+        self._marks[key] = facts
+        return job if self._apply_mark(job) else None
 
     def _apply_mark(self, job: Job) -> bool:
         mark = self._marks.get(job.key)

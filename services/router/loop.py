@@ -1,20 +1,22 @@
 """The router's shell: folds what comes in, asks the pure parts what to do, and does it.
 
 One owner of index, queue and fleet; everything runs on one event loop, so nothing is locked. What needs a round trip runs
-as a task of its own, one at a time per job (`_busy`). Whatever was missed is found again by `_tick`: it looks at the whole,
-like a controller, and hints only make it quicker.
+as a task of its own, one at a time per job (`_busy`). Whatever was missed is found again by `_tick`, like a controller:
+four times a second it looks at what is bound or has to end, and at a slice of all the rest; hints only make it quicker.
 """
 
 import asyncio
 import heapq
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
 from typing import Any
 
 import structlog
 
-from libs.common.bus.connection import Bus, Message, Stored
-from libs.common.bus.failures import Away, BusError, NoResponders
+from libs.common.bus.connection import Bus, Message, Stored, parse_time_ms
+from libs.common.bus.failures import Away, BusError, Full, NoResponders
 from libs.common.contracts import subjects
 from libs.common.contracts.codec import Malformed, encode
 from libs.common.contracts.control import (
@@ -33,17 +35,17 @@ from libs.common.contracts.control import (
 from libs.common.contracts.events import parse_frame
 from libs.common.contracts.faults import Code, Fault
 from libs.common.contracts.headers import FACTS
-from libs.common.contracts.jobs import MAX_RUN_S, Binding, Completion, decode_cancel_mark
+from libs.common.contracts.jobs import MAX_RUN_S, Binding, Completion, Submission, decode_cancel_mark
 from libs.common.contracts.nodes import canonical_model, decode_heartbeat
-from libs.common.contracts.streams import OUT
+from libs.common.contracts.streams import JOBS, OUT
 from libs.common.contracts.subjects import JobKey
 from libs.common.journal import Entry, Journal, Lost, facts_of
 from services.router import metrics
+from services.router.clock import ServerClock
 from services.router.decide import Bind, Hold, decide
 from services.router.fleet import Fleet, Liveness, NodeView, RunKey
-from services.router.fleet import Hold as SlotHold
 from services.router.gathering import assemble
-from services.router.index import Index, Job
+from services.router.index import Index, Job, Leftover
 from services.router.queue import PendingQueue
 from services.router.settle import End, Enqueue, Gather, Wait, settle
 from services.router.transitions import Transitions
@@ -60,6 +62,19 @@ STRAY_S = 3.0  # a run in a heartbeat that the index does not know: normal for a
 UNWATCHED_S = 30.0  # two looks so far apart, and nobody reads: the job is cancelled
 TIDY_AT_ONCE = 64
 TIDY_RETRY_S = 5.0
+SWEEP_AT_ONCE = 1000  # jobs of the whole index looked at per tick: 20,000 in five seconds, a millisecond each time
+RETRY_MS = 1000  # after a deed that NATS did not let through
+CLOCK_S = 30.0  # between two sights of the server's clock
+
+
+@dataclass(slots=True)
+class Care:
+    """When this process last did what about an unfinished job (monotonic seconds); forgotten with it."""
+
+    asked_at: float = -ASK_S  # the worker, about its run
+    told_at: float = -ASK_S  # the worker, that it is cancelled
+    looked_at: float | None = None  # for readers
+    unwatched_since: float | None = None
 
 
 class Router:
@@ -70,17 +85,21 @@ class Router:
         self._bus = bus
         self._is_active = is_active
         self._journal = Journal(bus)
-        self._transitions = Transitions(bus)
+        self._clock = ServerClock()
+        self._transitions = Transitions(bus, self._clock)
         self._wake = asyncio.Event()
         self._busy: set[JobKey] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._delayed: list[tuple[int, JobKey]] = []
-        self._asked_at: dict[RunKey, float] = {}
-        self._told_at: dict[RunKey, float] = {}
+        self._bound: dict[JobKey, Job] = {}
+        self._due: dict[JobKey, Job] = {}  # to be gathered or ended
+        self._waiting: set[JobKey] = set()  # not before a time that stands in `_delayed`
+        self._care: dict[JobKey, Care] = {}
         self._stray_since: dict[RunKey, float] = {}
-        self._unwatched_since: dict[JobKey, float] = {}
-        self._looked_for_readers_at: dict[JobKey, float] = {}
-        self._tidied_at: dict[JobKey, float] = {}
+        self._to_sweep: deque[JobKey] = deque()
+        self._tidying = 0
+        self._paused_until = 0.0
+        self._capacity_news = True
         self._held: dict[str, str] = {}
 
     # -- what comes in -------------------------------------------------------------------------------------------------
@@ -88,7 +107,11 @@ class Router:
     def reset(self) -> None:
         self.index.clear()
         self.queue.clear()
-        self._delayed.clear()
+        for table in (self._delayed, self._bound, self._due, self._waiting, self._care, self._to_sweep):
+            table.clear()
+        for view in self.fleet.nodes.values():
+            for run in view.holds:
+                view.doubt(run)
 
     def on_record(self, stored: Stored) -> None:
         """A record of `new`, `active`, `done` or a cancel mark, headers only."""
@@ -105,7 +128,8 @@ class Router:
         self._fold(key, record, facts, stored.sequence, stored.at_ms)
 
     def on_node_record(self, stored: Stored) -> None:
-        self._on_heartbeat(stored.data, live=False)
+        if stored.data:
+            self._on_heartbeat(stored.data, live=False)
 
     def on_heartbeat(self, message: Message) -> None:
         self._on_heartbeat(message.data, live=True)
@@ -121,8 +145,8 @@ class Router:
         if view is not None and view.beat.boot == free.boot:
             view.release(run, free.changes)
         if free.given_back and (job := self._bound_as(run, free.boot)) is not None:
-            self._do(job.key, self._requeue(job, free.fault, "given_back"))
-        self._wake.set()
+            self._do(job.key, self._requeue(job, free.epoch, free.fault, "given_back"))
+        self._capacity_changed()
 
     async def place(self, message: Message) -> bytes:
         query = decode_place_query(message.data)
@@ -140,74 +164,137 @@ class Router:
         try:
             beat = decode_heartbeat(data)
         except Malformed as error:
-            if data:
-                log.warning("heartbeat.malformed", error=str(error))
+            log.warning("heartbeat.malformed", error=str(error))
             return
-        if self.fleet.hear(beat, time.monotonic(), live=live):
-            self._wake.set()
+        before = self.fleet.nodes.get(beat.node)
+        if not self.fleet.hear(beat, time.monotonic(), live=live):
+            return
+        if self.fleet.nodes[beat.node] is not before:
+            for job in self._bound.values():
+                self._hold_slot(job)
+        self._capacity_changed()
 
     def _fold(self, key: JobKey, record: str, facts: Any, sequence: int, at_ms: int) -> None:
+        before = self._bound.get(key)
+        held = before.binding if before else None
         job = self.index.fold(key, record, facts, sequence, at_ms)
         if job is not None:
             self._place(job)
+            if record == "active":
+                self._hold_slot(job)
         elif key not in self.index.jobs:
-            self.queue.discard(key)
+            self._drop(key)
+        if held is not None and held.node in self.fleet.nodes and self._bound_as((key, held.epoch), held.boot) is None:
+            self.fleet.nodes[held.node].doubt((key, held.epoch))
+            self._capacity_news = True
         self._wake.set()
 
     def _adopt(self, key: JobKey, newest: Entry | None) -> None:
         """Somebody else's record stands in the folder: it is the truth."""
         match newest.facts if newest else None:
-            case Completion() as completion:
-                assert newest
-                self._fold(key, "done", completion, newest.sequence, newest.at_ms)
-            case Binding() as binding:
-                assert newest
-                self._fold(key, "active", binding, newest.sequence, newest.at_ms)
+            case Completion() as facts:
+                record = "done"
+            case Binding() as facts:
+                record = "active"
+            case Submission() as facts:
+                record = "new"  # a later life of the id
             case None:
                 self.index.forget(key)
-                self.queue.discard(key)
+                self._drop(key)
+                return
+        assert newest
+        self._fold(key, record, facts, newest.sequence, newest.at_ms)
 
     def _place(self, job: Job) -> None:
         """Where an unfinished job belongs now: a node's, the queue's, or later's."""
+        key = job.key
+        self._bound.pop(key, None)
+        self._due.pop(key, None)
+        self._waiting.discard(key)
         if job.bound:
-            self.queue.discard(job.key)
+            self.queue.discard(key)
+            self._bound[key] = job
             return
-        match settle(job, _now_ms()):
+        match settle(job, self._clock.now_ms()):
             case Enqueue():
-                self.queue.add(job.key, canonical_model(job.submission.model), job.submission.priority, job.submitted)
+                if key not in self.queue:
+                    heapq.heappush(self._delayed, (int(job.deadline_ms) + 1, key))
+                self.queue.add(key, canonical_model(job.submission.model), job.submission.priority, job.submitted)
             case Wait(until_ms):
-                self.queue.discard(job.key)
-                heapq.heappush(self._delayed, (until_ms, job.key))
+                self._wait(key, until_ms)
             case Gather() | End():
-                self.queue.discard(job.key)  # `_tick` does it
+                self.queue.discard(key)
+                self._due[key] = job  # `_tick` does it
+
+    def _wait(self, key: JobKey, until_ms: int) -> None:
+        self.queue.discard(key)
+        self._due.pop(key, None)
+        self._waiting.add(key)
+        heapq.heappush(self._delayed, (until_ms, key))
+
+    def _drop(self, key: JobKey) -> None:
+        """The job has ended."""
+        self.queue.discard(key)
+        self._waiting.discard(key)
+        self._bound.pop(key, None)
+        self._due.pop(key, None)
+        self._care.pop(key, None)
+
+    def _hold_slot(self, job: Job) -> None:
+        """A binding takes a slot, whoever made it, before its worker has said a word about it."""
+        binding = job.binding
+        if binding is None or binding.node is None or (view := self.fleet.nodes.get(binding.node)) is None:
+            return
+        if view.beat.boot == binding.boot:
+            view.reserve((job.key, binding.epoch), canonical_model(job.submission.model))
+
+    def _capacity_changed(self) -> None:
+        self._capacity_news = True
+        self._wake.set()
 
     # -- what goes out -------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Endless: look at everything a few times a second, and at once when something came in."""
         looked_at = 0.0
-        while True:
-            # Not self._wake.wait() under a timeout: that costs two tasks a turn.
-            self._wake.clear()
-            if self._is_active():
+        try:
+            while True:
+                # Not self._wake.wait() under a timeout: that costs two tasks a turn.
+                self._wake.clear()
                 now = time.monotonic()
-                if now - looked_at >= TICK_S:
+                if due := now - looked_at >= TICK_S:
                     looked_at = now
-                    self._tick(now)
-                self._schedule(now)
-            self._measure()
+                    self._measure(now)
+                if self._is_active() and self._bus.connected and now >= self._paused_until:
+                    if due:
+                        self._tick(now)
+                    self._schedule(now)
+                    self._tidy()
+                try:
+                    async with asyncio.timeout(TICK_S):
+                        await self._wake.wait()
+                except TimeoutError:
+                    pass
+        finally:
+            for task in self._tasks:
+                task.cancel()
+
+    async def keep_time(self) -> None:
+        """Endless: looks at the server's clock, by which deadlines are counted and records expire."""
+        while True:
+            asked_at = time.monotonic()
             try:
-                async with asyncio.timeout(TICK_S):
-                    await self._wake.wait()
-            except TimeoutError:
-                pass
+                info = await self._bus.api(f"STREAM.INFO.{JOBS}")
+                self._clock.learn(parse_time_ms(info["ts"]), (asked_at + time.monotonic()) / 2)
+            except (BusError, KeyError) as error:
+                log.debug("clock.unknown", error=str(error))
+            await asyncio.sleep(CLOCK_S)
 
     async def ping_nodes(self) -> None:
         """Endless: a process that was killed is noticed by its silence within three pings."""
         while True:
-            await asyncio.sleep(PING_S)
-            if self._bus.connected:
-                await asyncio.gather(*(self._ping(view) for view in list(self.fleet.nodes.values()) if not view.gone))
+            views = [view for view in self.fleet.nodes.values() if not view.gone] if self._bus.connected else []
+            await asyncio.gather(asyncio.sleep(PING_S), *(self._ping(view) for view in views))
 
     async def _ping(self, view: NodeView) -> None:
         answered = nobody = False
@@ -223,7 +310,9 @@ class Router:
             self._wake.set()
 
     def _schedule(self, now: float) -> None:
-        held: dict[str, str] = {}
+        """Give slots to those who wait. Without news of the nodes only models that were not held before are looked at."""
+        held: dict[str, str] = {} if self._capacity_news else dict(self._held)
+        self._capacity_news = False
         progress = True
         while progress:
             progress = False
@@ -231,8 +320,15 @@ class Router:
                 if model in held:
                     continue
                 job = self.index.jobs.get(key)
-                if job is None or job.bound or key in self._busy or not isinstance(settle(job, _now_ms()), Enqueue):
+                if (
+                    job is None
+                    or job.bound
+                    or key in self._busy
+                    or not isinstance(settle(job, self._clock.now_ms()), Enqueue)
+                ):
                     self.queue.discard(key)
+                    if job is not None and key not in self._busy:
+                        self._place(job)
                     progress = True
                     break
                 with metrics.decide_seconds.time():
@@ -241,7 +337,7 @@ class Router:
                         self.fleet.nodes.values(),
                         now=now,
                         connected_at=self._bus.connected_at,
-                        waited_ms=max(0, _now_ms() - job.created_ms),
+                        waited_ms=max(0, self._clock.now_ms() - job.created_ms),
                     )
                 if isinstance(verdict, Hold):
                     held[model] = verdict.reason
@@ -255,35 +351,48 @@ class Router:
 
     def _reserve(self, job: Job, verdict: Bind, model: str, now: float) -> None:
         view = self.fleet.nodes[verdict.node]
-        view.holds[job.key, job.sequence] = SlotHold(model)
+        view.reserve((job.key, job.sequence), model)
         view.last_bound_at = now
 
     def _tick(self, now: float) -> None:
-        while self._delayed and self._delayed[0][0] <= _now_ms():
+        self._capacity_news = True
+        self.fleet.bury(now, self._bus.connected_at)
+        while self._delayed and self._delayed[0][0] <= self._clock.now_ms():
             _, key = heapq.heappop(self._delayed)
             if (delayed := self.index.jobs.get(key)) is not None:
+                self.queue.discard(key)
                 self._place(delayed)
-        for job in list(self.index.jobs.values()):
-            if job.key in self._busy:
-                continue
-            if job.bound:
+        for job in list(self._bound.values()):
+            if job.key not in self._busy:
                 self._look_at_bound(job, now)
-            elif job.cancel is not None or job.binding is not None or _now_ms() >= job.deadline_ms:
+        for job in list(self._due.values()):
+            if job.key not in self._busy:
                 self._look_at_unbound(job)
+        self._sweep(now)
+        self._look_for_strays(now)
+
+    def _sweep(self, now: float) -> None:
+        """A slice of everything, in turn: whatever fell through is put back where it belongs."""
+        if not self._to_sweep:
+            self._to_sweep.extend(self.index.jobs)
+        for _ in range(min(SWEEP_AT_ONCE, len(self._to_sweep))):
+            job = self.index.jobs.get(self._to_sweep.popleft())
+            if job is None:
+                continue
+            if not any(job.key in placed for placed in (self.queue, self._bound, self._waiting, self._due, self._busy)):
+                log.error("job.misplaced", job_id=job.key.job)
+                self._place(job)
             if not job.submission.detached:
                 self._look_for_readers(job, now)
-        self._look_for_strays(now)
-        self._tidy(now)
 
     def _look_at_unbound(self, job: Job) -> None:
-        match settle(job, _now_ms()):
+        match settle(job, self._clock.now_ms()):
             case Gather():
                 self._do(job.key, self._gather(job))
             case End(state, fault):
                 self._do(job.key, self._end(job, state, fault))
-            case Enqueue():
-                if job.key not in self.queue:
-                    self._place(job)
+            case Enqueue() | Wait():
+                self._place(job)
 
     def _look_at_bound(self, job: Job, now: float) -> None:
         binding = job.binding
@@ -293,49 +402,56 @@ class Router:
         run = (job.key, binding.epoch)
         if not self.fleet.alive_boot(binding.node, binding.boot, now, self._bus.connected_at):
             fault = Fault(code=Code.NODE_FAILED, message=f"node {binding.node} went away")
-            self._do(job.key, self._requeue(job, fault, "node_gone"))
+            self._do(job.key, self._requeue(job, binding.epoch, fault, "node_gone"))
             return
-        if _now_ms() > job.deadline_ms + OVERDUE_S * 1000:
-            self._do(job.key, self._requeue(job, None, "overdue"))
+        if self._clock.now_ms() > job.deadline_ms + OVERDUE_S * 1000:
+            self._do(job.key, self._requeue(job, binding.epoch, None, "overdue"))
             return
-        if job.cancel is not None and now - self._told_at.get(run, 0.0) >= ASK_S:
-            self._told_at[run] = now
+        care = self._care_of(job)
+        if job.cancel is not None and now - care.told_at >= ASK_S:
+            care.told_at = now
             self._spawn(self._tell_cancel(job, binding))
         view = self.fleet.nodes.get(binding.node)
-        if view is None:
-            return
-        if view.lists(run):
-            view.holds.setdefault(run, SlotHold(canonical_model(job.submission.model))).confirmed = view.beat.changes
+        if view is None or run in view.listed:
             return
         hold = view.holds.get(run)
-        if (hold is None or hold.confirmed is None) and now - self._asked_at.get(run, 0.0) >= ASK_S:
+        if (hold is None or hold.confirmed is None) and now - care.asked_at >= ASK_S:
             self._do(job.key, self._order(job, binding))
+
+    def _care_of(self, job: Job) -> Care:
+        return self._care.setdefault(job.key, Care())
 
     def _look_for_readers(self, job: Job, now: float) -> None:
         """A chat job that nobody reads and nobody wants kept is cancelled: its client and its gateway are both gone."""
-        if job.cancel is None and now - self._looked_for_readers_at.setdefault(job.key, now) >= UNWATCHED_S:
-            self._looked_for_readers_at[job.key] = now
-            self._spawn(self._ask_for_readers(job, now))
+        care = self._care_of(job)
+        if care.looked_at is None:
+            care.looked_at = now
+        elif job.cancel is None and now - care.looked_at >= UNWATCHED_S:
+            care.looked_at = now
+            self._spawn(self._ask_for_readers(job, care, now))
 
-    async def _ask_for_readers(self, job: Job, now: float) -> None:
+    async def _ask_for_readers(self, job: Job, care: Care, now: float) -> None:
         try:
             await self._bus.request(subjects.prefix(job.key), encode(FreezePrefix(epoch=0)), timeout=2)
         except NoResponders:
-            first = self._unwatched_since.setdefault(job.key, now)
-            if now - first >= UNWATCHED_S - 1:
+            if care.unwatched_since is None:
+                care.unwatched_since = now
+            elif self.index.jobs.get(job.key) is job and job.cancel is None:
                 job.cancel = "nobody reads the answer any more"
+                self._place(job)
                 self._wake.set()
             return
         except BusError:
             pass
-        self._unwatched_since.pop(job.key, None)
+        care.unwatched_since = None
 
     def _look_for_strays(self, now: float) -> None:
         """What runs but is not bound so is stopped, after a look at the leader: this router's view may be old."""
         seen: set[RunKey] = set()
         for view in self.fleet.nodes.values():
-            for running in view.beat.running:
-                run = (JobKey(running.client, running.job), running.epoch)
+            if view.gone:
+                continue
+            for run in view.listed:
                 if run in view.freed or self._bound_as(run, view.beat.boot) is not None:
                     continue
                 seen.add(run)
@@ -345,20 +461,23 @@ class Router:
         for run in [run for run in self._stray_since if run not in seen]:
             del self._stray_since[run]
 
-    def _tidy(self, now: float) -> None:
-        due = [key for key in self.index.leftovers if now - self._tidied_at.get(key, 0.0) >= TIDY_RETRY_S]
-        for key in due[:TIDY_AT_ONCE]:
-            self._tidied_at[key] = now
-            self._spawn(self._transitions.tidy(key, self.index.leftovers[key]))
-        if len(self._tidied_at) > 4 * (len(self.index.leftovers) + TIDY_AT_ONCE):
-            self._tidied_at = {key: at for key, at in self._tidied_at.items() if key in self.index.leftovers}
-            jobs = self.index.jobs
-            for table in (self._asked_at, self._told_at):
-                for run in [run for run in table if run[0] not in jobs]:
-                    del table[run]
-            for by_job in (self._unwatched_since, self._looked_for_readers_at):
-                for key in [key for key in by_job if key not in jobs]:
-                    del by_job[key]
+    def _tidy(self) -> None:
+        """Keep some on their way, for as long as there are any."""
+        while self._tidying < TIDY_AT_ONCE and (next_one := self.index.take_leftover()) is not None:
+            self._tidying += 1
+            self._spawn(self._tidy_one(*next_one))
+
+    async def _tidy_one(self, key: JobKey, leftover: Leftover) -> None:
+        try:
+            await self._transitions.tidy(key, leftover)
+        except BusError as error:
+            log.debug("tidy.delayed", job_id=key.job, error=str(error))
+            await asyncio.sleep(TIDY_RETRY_S)
+            self.index.put_back(key, leftover)
+        finally:
+            self._tidying -= 1
+            if self.index.leftovers:
+                self._wake.set()
 
     # -- deeds, each a task --------------------------------------------------------------------------------------------
 
@@ -367,26 +486,26 @@ class Router:
         view = self.fleet.nodes[verdict.node]
         try:
             binding, sequence = await self._transitions.bind(job, verdict)
-        except BusError:
-            view.holds.pop(run, None)
+        except BaseException:
+            view.withdraw(run)
+            self._capacity_news = True
             raise
         metrics.binds.labels("yes" if verdict.decision.cold else "no").inc()
-        self._fold(job.key, "active", binding, sequence, _now_ms())
+        self._fold(job.key, "active", binding, sequence, self._clock.now_ms())
         await self._order(job, binding)
 
     async def _order(self, job: Job, binding: Binding) -> None:
         """Ask the worker to run it; saying it again is always safe."""
         assert binding.node is not None
         assert binding.boot is not None
-        run = (job.key, binding.epoch)
-        self._asked_at[run] = time.monotonic()
+        self._care_of(job).asked_at = time.monotonic()
         order = Run(
             client=job.key.client,
             job=job.key.job,
             epoch=binding.epoch,
             revision=job.sequence,
             submitted=job.submitted,
-            seconds_left=min(MAX_RUN_S, max(0.0, (job.deadline_ms - _now_ms()) / 1000)),
+            seconds_left=min(MAX_RUN_S, max(0.0, (job.deadline_ms - self._clock.now_ms()) / 1000)),
         )
         try:
             reply = await self._bus.request(
@@ -404,34 +523,42 @@ class Router:
         view = self.fleet.nodes.get(binding.node)
         if view is not None and view.beat.boot == binding.boot:
             if answer.status is RunStatus.RUNNING:
-                view.holds.setdefault(run, SlotHold(canonical_model(job.submission.model))).confirmed = answer.changes
+                view.confirm(run, canonical_model(job.submission.model), answer.changes)
             else:
                 view.release(run, answer.changes)
+                self._capacity_news = True
         if answer.status is RunStatus.RUNNING or self._bound_as(run, binding.boot) is not job:
             return
         match answer.status:
             case RunStatus.GIVEN_BACK:
-                await self._requeue(job, answer.fault, "given_back")
+                await self._requeue(job, binding.epoch, answer.fault, "given_back")
             case RunStatus.REFUSED:
                 log.info("run.refused", job_id=job.key.job, node=binding.node, reason=answer.reason)
-                await self._requeue(job, None, "refused", refused=True)
+                await self._requeue(job, binding.epoch, None, "refused", refused=True)
             case RunStatus.FINISHED:
                 newest = await self._journal.newest(job.key)
                 if newest is None or newest.final or newest.sequence != job.sequence:
                     self._adopt(job.key, newest)
                 else:
-                    await self._requeue(job, None, "finished")
+                    await self._requeue(job, binding.epoch, None, "finished")
 
-    async def _requeue(self, job: Job, fault: Fault | None, reason: str, *, refused: bool = False) -> None:
-        if not job.bound:
+    async def _requeue(self, job: Job, epoch: int, fault: Fault | None, reason: str, *, refused: bool = False) -> None:
+        """Take the job from the node that holds it under `epoch`; under another epoch it is none of our business."""
+        if (
+            self.index.jobs.get(job.key) is not job
+            or not job.bound
+            or job.binding is None
+            or job.binding.epoch != epoch
+        ):
             return
+        node = job.binding.node
         binding, sequence = await self._transitions.requeue(job, fault, refused=refused)
         metrics.requeues.labels(reason).inc()
         log.info(
-            "job.requeued", job_id=job.key.job, client=job.key.client, node=job.binding.node if job.binding else None,
-            reason=reason, code=fault.code if fault else None, attempts=len(binding.attempts),
+            "job.requeued", job_id=job.key.job, client=job.key.client, node=node, epoch=epoch, reason=reason,
+            code=fault.code if fault else None, attempts=len(binding.attempts),
         )  # fmt: skip
-        self._fold(job.key, "active", binding, sequence, _now_ms())
+        self._fold(job.key, "active", binding, sequence, self._clock.now_ms())
         await self._gather(job)
 
     async def _gather(self, job: Job) -> None:
@@ -443,12 +570,21 @@ class Router:
         for epoch in epochs:
             pieces += await self._segments(job.key, epoch)
             pieces += await self._shown(job.key, epoch)
-        if job.sequence == sequence:
+        if job.sequence == sequence and self.index.jobs.get(job.key) is job:
             job.gathered = assemble(pieces)
             self._place(job)
 
     async def _segments(self, key: JobKey, epoch: int) -> list[tuple[int, bytes]]:
-        found = await self._bus.from_sequence(OUT, subjects.segments_of_epoch(key, epoch), batch=5000, timeout=5)
+        """What the worker had acked. A direct get may be stale, so the leader says first up to where it has to reach."""
+        subject = subjects.segments_of_epoch(key, epoch)
+        newest = await self._bus.last(OUT, subject)
+        found: list[Stored] = []
+        while newest is not None and (not found or found[-1].sequence < newest.sequence):
+            start = found[-1].sequence + 1 if found else 1
+            more = await self._bus.from_sequence(OUT, subject, start, batch=1000, timeout=5)
+            if not more:
+                raise Away(f"segments of {subject} are not on every replica yet")
+            found += more
         return [parse_frame(stored.data) for stored in found]
 
     async def _shown(self, key: JobKey, epoch: int) -> list[tuple[int, bytes]]:
@@ -467,7 +603,7 @@ class Router:
         log.info(
             "job.ended", job_id=job.key.job, client=job.key.client, state=state, code=fault.code, epoch=completion.epoch
         )
-        self._fold(job.key, "done", completion, sequence, _now_ms())
+        self._fold(job.key, "done", completion, sequence, self._clock.now_ms())
 
     async def _tell_cancel(self, job: Job, binding: Binding) -> None:
         assert binding.node is not None
@@ -508,14 +644,24 @@ class Router:
         self._busy.add(key)
 
         async def guarded() -> None:
+            done = False
             try:
                 await deed
+                done = True
             except Lost as lost:
                 self._adopt(key, lost.newest)
+                done = True
+            except BusError as error:
+                if isinstance(error, Full):  # that holds for every job
+                    self._paused_until = time.monotonic() + RETRY_MS / 1000
+                log.info("deed.delayed", job_id=key.job, error=str(error))
             finally:
                 self._busy.discard(key)
                 if (job := self.index.jobs.get(key)) is not None:
-                    self._place(job)  # a deed that failed left it nowhere
+                    if done or job.bound:
+                        self._place(job)  # a deed that came to nothing left it nowhere
+                    else:  # not at once again: the two would keep each other busy
+                        self._wait(key, self._clock.now_ms() + RETRY_MS)
                 self._wake.set()
 
         self._spawn(guarded())
@@ -533,17 +679,10 @@ class Router:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def _measure(self) -> None:
-        jobs = self.index.jobs
-        bound = len(jobs) - len(self.queue)
+    def _measure(self, now: float) -> None:
         metrics.active.set(1 if self._is_active() else 0)
-        metrics.jobs.labels("queued").set(len(self.queue))
-        metrics.jobs.labels("bound").set(max(0, bound))
-        now = time.monotonic()
+        metrics.jobs.labels("queued").set(len(self.index.jobs) - len(self._bound))
+        metrics.jobs.labels("bound").set(len(self._bound))
+        alive = [view.liveness(now, self._bus.connected_at) for view in self.fleet.nodes.values()]
         for liveness in Liveness:
-            count = sum(v.liveness(now, self._bus.connected_at) is liveness for v in self.fleet.nodes.values())
-            metrics.nodes.labels(str(liveness)).set(count)
-
-
-def _now_ms() -> int:
-    return int(time.time() * 1000)
+            metrics.nodes.labels(str(liveness)).set(alive.count(liveness))

@@ -60,6 +60,7 @@ async def start(settings: RouterSettings, bus: Bus) -> AsyncIterator[Running]:
                 "lease": lease.run(),
                 "loop": router.run(),
                 "pings": router.ping_nodes(),
+                "clock": router.keep_time(),
             },
             checks={
                 "lease": lease.problem,

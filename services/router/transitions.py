@@ -3,8 +3,6 @@
 Losing one is normal (a worker finished first, another router was quicker): the caller gets what stands there instead.
 """
 
-import time
-
 import msgspec
 import structlog
 
@@ -22,6 +20,7 @@ from libs.common.contracts.subjects import JobKey
 from libs.common.ids import new_op_id
 from libs.common.journal import Journal, digest, ttl_s
 from libs.common.states import JobState
+from services.router.clock import ServerClock
 from services.router.decide import Bind
 from services.router.index import Job, Leftover
 from services.router.settle import counts, not_before
@@ -30,8 +29,9 @@ log = structlog.get_logger()
 
 
 class Transitions:
-    def __init__(self, bus: Bus) -> None:
+    def __init__(self, bus: Bus, clock: ServerClock) -> None:
         self._bus = bus
+        self._clock = clock
         self._journal = Journal(bus)
 
     async def bind(self, job: Job, verdict: Bind) -> tuple[Binding, int]:
@@ -55,7 +55,7 @@ class Transitions:
         bound = job.binding
         assert bound is not None
         assert bound.node is not None
-        now_ms = _now_ms()
+        now_ms = self._clock.now_ms()
         attempts = bound.attempts
         if counts(fault):
             assert fault is not None
@@ -85,22 +85,28 @@ class Transitions:
             epoch=job.sequence,
             past=_gathered(job),
             attempts=job.binding.attempts if job.binding else (),
-            finished_ms=_now_ms(),
+            finished_ms=self._clock.now_ms(),
             fault=fault,
             log_size=len(whole),
             log_digest=digest(whole),
         )
-        ttl = ttl_s(job.submission, created_ms=job.created_ms, now_ms=_now_ms(), done=True)
+        ttl = ttl_s(job.submission, created_ms=job.created_ms, now_ms=self._clock.now_ms(), done=True)
         sequence = await self._journal.write(job.key, "done", completion, whole, expected=job.sequence, ttl=ttl)
         await self._hint(job.key, Hint(state=state, epoch=completion.epoch, sequence=sequence))
         return completion, sequence
 
     async def tidy(self, key: JobKey, leftover: Leftover) -> None:
-        """Empty a finished job's `new`, then `active`: for space and privacy, not for correctness. Raises BusError."""
+        """Empty a finished job's `new`, then `active`: for space and privacy, not for correctness. Raises BusError.
+
+        A record that is another by now has been emptied by somebody else, or its time was over: nothing is left to do.
+        """
         if leftover.new:
             await self._journal.empty(key, "new", leftover.new)
         if leftover.active:
             await self._journal.empty(key, "active", leftover.active)
+        for n in range(leftover.parts.count if leftover.parts else 0):
+            assert leftover.parts
+            await self._journal.purge(JOBS, subjects.part(key, leftover.parts.op_id, n))
 
     async def erase(self, wish: Erase) -> str | None:
         """Replace a finished job's `done` by state and digest, and purge its parts and output. A sentence if it could not.
@@ -113,6 +119,8 @@ class Transitions:
             return "the job is not finished"
         completion = entry.facts
         if not completion.erased:
+            if entry.sequence != wish.sequence:
+                return "the job has changed since it was looked at"
             bare = msgspec.structs.replace(
                 completion, op_id=new_op_id(), erased=True, parts=None, decision=None, attempts=(), fault=None,
                 job=msgspec.structs.replace(completion.job, metadata=None, affinity=()),
@@ -120,15 +128,21 @@ class Transitions:
             headers = {
                 FACTS: encode(bare).decode(),
                 EXPECTED_SEQUENCE: str(entry.sequence),
-                TTL: str(ttl_s(completion.job, created_ms=completion.created_ms, now_ms=_now_ms(), done=True)),
+                TTL: str(
+                    ttl_s(completion.job, created_ms=completion.created_ms, now_ms=self._clock.now_ms(), done=True)
+                ),
             }
             await self._bus.append(subjects.record(key, "done"), b"", headers=headers)
+        for record in ("new", "active"):  # if the sweep has not been here yet
+            stored = await self._bus.last(JOBS, subjects.record(key, record))
+            if stored is not None and FACTS in stored.headers:
+                await self._journal.empty(key, record, stored.sequence)
         await self._journal.purge(JOBS, subjects.parts_of_job(key))
         await self._journal.purge(OUT, subjects.segments_of_job(key))
         return None
 
     async def _write_active(self, job: Job, binding: Binding, state: JobState) -> int:
-        ttl = ttl_s(job.submission, created_ms=job.created_ms, now_ms=_now_ms())
+        ttl = ttl_s(job.submission, created_ms=job.created_ms, now_ms=self._clock.now_ms())
         sequence = await self._journal.write(job.key, "active", binding, b"", expected=job.sequence, ttl=ttl)
         await self._hint(job.key, Hint(state=state, epoch=binding.epoch, sequence=sequence))
         return sequence
@@ -142,7 +156,3 @@ def _gathered(job: Job) -> tuple[PastEpoch, ...]:
     past = job.binding.past if job.binding else ()
     size = len(job.gathered or b"")
     return tuple(PastEpoch(epoch=p.epoch, base=size if p.base is None else p.base) for p in past)
-
-
-def _now_ms() -> int:
-    return int(time.time() * 1000)
