@@ -36,6 +36,7 @@ class StopReason(StrEnum):
     FENCED = "fenced"  # the binding is somebody else's by now
     DRAIN = "drain"
     CUT_OFF = "cut_off"  # no NATS for too long
+    TOO_LARGE = "too_large"  # the log outgrew what a worker keeps in memory
 
 
 class Stopped(NamedTuple):
@@ -72,6 +73,9 @@ _CONTEXT = (
     "exceeds the context length",
     "longer than the context",
 )
+_OWN_FAULT = frozenset(
+    {400, 413, 422, 501}
+)  # other codes tell of the node: not signed in, a foreign Host, another server
 _OWN_FAULT_500 = ("must be of type", "invalid format", "image input is not supported", "image data")
 
 
@@ -81,7 +85,7 @@ def classify(ending: Ending) -> Outcome:
             return Finish(JobState.SUCCEEDED, final=final)
         case Stopped(reason, text):
             return _stopped(reason, text)
-        case Rejected(503, text):
+        case Rejected(503 | 429, text):
             return GiveBack(Fault(code=Code.NODE_BUSY, message=text))
         case Rejected(404, text):
             # The model was deleted behind our back; another node may have it.
@@ -102,6 +106,8 @@ def _stopped(reason: StopReason, text: str) -> Outcome:
         case StopReason.DEADLINE:
             fault = Fault(code=Code.DEADLINE_EXCEEDED, message="the job ran out of time; give it a longer deadline_s")
             return Finish(JobState.EXPIRED, fault)
+        case StopReason.TOO_LARGE:
+            return Finish(JobState.FAILED, Fault(code=Code.RESULT_TOO_LARGE, message=text or "the answer is too large"))
         case StopReason.FENCED:
             return Drop()
         case StopReason.DRAIN | StopReason.CUT_OFF:
@@ -111,4 +117,4 @@ def _stopped(reason: StopReason, text: str) -> Outcome:
 def _requests_own_fault(status: int, text: str) -> bool:
     if status == 500:
         return any(part in text for part in _OWN_FAULT_500)
-    return 400 <= status < 500 or status == 501
+    return status in _OWN_FAULT

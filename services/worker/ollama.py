@@ -4,22 +4,37 @@ httpx runs on aiohttp's transport (measured: per streamed line 10 µs of CPU aga
 time-out: a load takes minutes without one byte (ollama-facts.md §2.5); the run's own deadline is the limit.
 """
 
-from collections.abc import AsyncIterator
-from typing import Any
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator
+from http.cookiejar import CookieJar, DefaultCookiePolicy
+from typing import TypeVar
 
+import aiohttp
 import httpx
 import msgspec
 from httpx_aiohttp import AiohttpTransport
 
 from libs.common.contracts.codec import Malformed
+from libs.common.contracts.events import Event
 from libs.common.contracts.nodes import DiskModel, LoadedModel
+from libs.common.contracts.requests import Kind
 from services.worker.endings import Broke, Ending, Finished, Rejected
-from services.worker.translate import NodeSaid, error_text, events_of_embedding, events_of_line
+from services.worker.lines import Lines
+from services.worker.translate import PATHS, error_text, events_of_embedding
+
+T = TypeVar("T")
 
 CONNECT_S = 5.0
 INVENTORY_S = 15.0  # /api/ps was measured to stall 10 s behind a wedged engine; slow means suspect, not dead (§3.6)
+ERROR_BODY_S = 5.0
+END_OF_BODY_S = 1.0
 MAX_ERROR_BODY = 64 * 1024
-MAX_LINE = 64 * 1024 * 1024
+SEND_AT_ONCE = 256 * 1024
+SPARE_CONNECTIONS = 8  # beyond the slots: runs taken on beside them, inventory, connections that are being closed
+
+# All that can go wrong on the way; the transport lets some of aiohttp's own errors through (an answer that is no HTTP).
+TROUBLE = (httpx.HTTPError, httpx.StreamError, aiohttp.ClientError, OSError)
 
 
 class NodeAway(Exception):
@@ -29,128 +44,176 @@ class NodeAway(Exception):
 class Ollama:
     def __init__(self, url: str, *, connections: int) -> None:
         self.url = url
-        limits = httpx.Limits(max_connections=connections + 8, max_keepalive_connections=connections + 8)
+        context = httpx.create_ssl_context(trust_env=False)
+
+        def session() -> aiohttp.ClientSession:
+            connector = aiohttp.TCPConnector(limit=connections + SPARE_CONNECTIONS, ssl=context)
+            return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
+
         self._http = httpx.AsyncClient(
-            transport=AiohttpTransport(limits=limits, trust_env=False),
+            transport=AiohttpTransport(verify=context, trust_env=False, client=session),
             base_url=url,
             timeout=httpx.Timeout(None, connect=CONNECT_S, pool=CONNECT_S),
             # A node bound to loopback refuses foreign Host names (§2.7); the URL's own is what it expects.
             headers={"user-agent": "arriero-worker", "accept-encoding": "identity"},
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
+            trust_env=False,
         )
 
     async def close(self) -> None:
         await self._http.aclose()
 
-    async def stream(self, path: str, body: bytes) -> AsyncIterator[list[Any] | Ending]:
+    async def stream(self, path: str, body: bytes) -> AsyncGenerator[list[Event] | Ending, None]:
         """Yields lists of events, one list per read of the socket, and at last one Ending. Closing it closes the request."""
         try:
-            async with self._http.stream("POST", path, content=body, headers=_JSON) as response:
+            content, headers = _sendable(body)
+            async with self._http.stream("POST", path, content=content, headers=headers) as response:
+                reads = response.aiter_raw()
                 if response.status_code != 200:
-                    yield Rejected(response.status_code, error_text(await _limited(response)))
+                    yield Rejected(response.status_code, error_text(await _error_body(reads)))
                     return
-                if path == "/api/embed":
+                if path == PATHS[Kind.EMBED]:
                     events, final = events_of_embedding(await response.aread())
                     yield events
                     yield Finished(final)
                     return
-                async for item in _lines(response):
-                    yield item
-        except (NodeSaid, Malformed) as error:
+                lines = Lines()
+                async for read in reads:
+                    if events := lines.feed(read):
+                        yield events
+                    if lines.ending is not None:
+                        await _read_out(reads)
+                        break
+                if events := lines.close():
+                    yield events
+                assert lines.ending
+                yield lines.ending
+        except Malformed as error:
             yield Broke(str(error))
-        except httpx.ConnectError:
-            yield Broke(f"cannot connect to {self.url}")
-        except (httpx.HTTPError, httpx.StreamError, OSError) as error:
-            yield Broke(f"the connection to the node broke: {type(error).__name__}")
-
-    async def version(self) -> str:
-        return str((await self._get("/api/version")).get("version", ""))
+        except TROUBLE as error:
+            yield Broke(_what_broke(error))
 
     async def disk_models(self) -> tuple[DiskModel, ...]:
-        found = []
-        for model in (await self._get("/api/tags")).get("models") or []:
-            details = model.get("details") or {}
-            found.append(
-                DiskModel(
-                    name=model.get("name") or model.get("model") or "",
-                    digest=model.get("digest") or "",
-                    size=model.get("size") or 0,
-                    family=details.get("family") or "",
-                    parameter_size=details.get("parameter_size") or "",
-                    quantization=details.get("quantization_level") or "",
-                    capabilities=tuple(model.get("capabilities") or ()),
-                    modified_at=model.get("modified_at") or "",
-                )
+        return tuple(
+            DiskModel(
+                name=model.name or model.model or "",
+                digest=model.digest or "",
+                size=model.size or 0,
+                family=(model.details and model.details.family) or "",
+                parameter_size=(model.details and model.details.parameter_size) or "",
+                quantization=(model.details and model.details.quantization_level) or "",
+                capabilities=model.capabilities or (),
+                modified_at=model.modified_at or "",
             )
-        return tuple(found)
+            for model in (await self._models("/api/tags"))
+        )
 
     async def loaded_models(self) -> tuple[LoadedModel, ...]:
         return tuple(
             LoadedModel(
-                name=model.get("name") or "",
-                digest=model.get("digest") or "",
-                size=model.get("size") or 0,
-                size_vram=model.get("size_vram") or 0,
-                context_length=model.get("context_length") or 0,
-                expires_at=model.get("expires_at") or "",
+                name=model.name or model.model or "",
+                digest=model.digest or "",
+                size=model.size or 0,
+                size_vram=model.size_vram or 0,
+                context_length=model.context_length or 0,
+                expires_at=model.expires_at or "",
             )
-            for model in (await self._get("/api/ps")).get("models") or []
+            for model in (await self._models("/api/ps"))
         )
+
+    async def version(self) -> str:
+        return (await self._ask("GET", "/api/version", _Version)).version
 
     async def capabilities(self, model: str) -> tuple[str, ...]:
         """From /api/show, for versions whose /api/tags do not tell."""
-        answer = await self._json("POST", "/api/show", msgspec.json.encode({"model": model}))
-        return tuple(answer.get("capabilities") or ())
+        answer = await self._ask("POST", "/api/show", _Model, msgspec.json.encode({"model": model}))
+        return answer.capabilities or ()
 
-    async def _get(self, path: str) -> dict[str, Any]:
-        return await self._json("GET", path)
+    async def _models(self, path: str) -> "tuple[_Model, ...]":
+        return (await self._ask("GET", path, _Models)).models or ()
 
-    async def _json(self, method: str, path: str, body: bytes | None = None) -> dict[str, Any]:
+    async def _ask(self, method: str, path: str, shape: type[T], body: bytes | None = None) -> T:
+        """Raises NodeAway."""
         try:
-            response = await self._http.request(method, path, content=body, headers=_JSON, timeout=INVENTORY_S)
-            response.raise_for_status()
-            return msgspec.json.decode(response.content, type=dict[str, Any])
-        except httpx.HTTPStatusError as error:
-            raise NodeAway(f"{path} answered {error.response.status_code}") from error
-        except (httpx.HTTPError, OSError) as error:
-            raise NodeAway(f"{path}: {type(error).__name__}") from error
+            async with asyncio.timeout(INVENTORY_S):
+                response = await self._http.request(method, path, content=body, headers=_JSON)
+            if response.status_code != 200:
+                raise NodeAway(f"{path} answered {response.status_code}")
+            return msgspec.json.decode(response.content, type=shape)
+        except TROUBLE as error:  # the time-out is one of them
+            raise NodeAway(f"{path}: {_what_broke(error)}") from error
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise NodeAway(f"{path} did not answer as Ollama does") from error
+
+
+class _Details(msgspec.Struct):
+    family: str | None = None
+    parameter_size: str | None = None
+    quantization_level: str | None = None
+
+
+class _Model(msgspec.Struct):
+    """One entry of /api/tags or /api/ps; what is missing or null in some version is empty."""
+
+    name: str | None = None
+    model: str | None = None
+    digest: str | None = None
+    size: int | None = None
+    size_vram: int | None = None
+    context_length: int | None = None
+    details: _Details | None = None
+    capabilities: tuple[str, ...] | None = None
+    modified_at: str | None = None
+    expires_at: str | None = None
+
+
+class _Models(msgspec.Struct):
+    models: tuple[_Model, ...] | None
+
+
+class _Version(msgspec.Struct):
+    version: str
 
 
 _JSON = {"content-type": "application/json"}
 
 
-async def _lines(response: httpx.Response) -> AsyncIterator[list[Any] | Ending]:
-    """Success is the terminal marker, never a mere end of the body (ollama-facts.md §2.4)."""
-    rest = b""
-    final: dict[str, Any] | None = None
-    async for read in response.aiter_raw():
-        if final is not None:
-            continue  # read to the end of the body, so that the connection can be used again
-        *lines, rest = (rest + read).split(b"\n")
-        if len(rest) > MAX_LINE:
-            raise Malformed("the node sent a line without end")
-        events: list[Any] = []
-        for raw in lines:
-            if not raw.strip():
-                continue
-            found, final = events_of_line(raw)
-            events += found
-            if final is not None:
-                break
-        if events:
-            yield events
-    if final is None and rest.strip():
-        found, final = events_of_line(rest)
-        if found:
-            yield found
-    yield Finished(final) if final is not None else Broke("the node's stream ended without its final line")
+def _sendable(body: bytes) -> tuple[bytes | AsyncIterator[bytes], dict[str, str]]:
+    """Large bodies (images) piece by piece: else aiohttp copies them whole into the socket's buffer, and warns of it."""
+    if len(body) <= SEND_AT_ONCE:
+        return body, _JSON
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for at in range(0, len(body), SEND_AT_ONCE):
+            yield body[at : at + SEND_AT_ONCE]
+
+    return pieces(), {**_JSON, "content-length": str(len(body))}
 
 
-async def _limited(response: httpx.Response) -> bytes:
+async def _read_out(reads: AsyncIterator[bytes]) -> None:
+    """To the end of the body, so that the connection can be used again; the answer is whole without it."""
+    with contextlib.suppress(*TROUBLE):
+        async with asyncio.timeout(END_OF_BODY_S):
+            async for _ in reads:
+                pass
+
+
+async def _error_body(reads: AsyncIterator[bytes]) -> bytes:
+    """As much of it as comes in time: the status says the most."""
     body = b""
-    async for read in response.aiter_raw():
-        body += read
-        if len(body) > MAX_ERROR_BODY:
-            break
+    with contextlib.suppress(*TROUBLE):
+        async with asyncio.timeout(ERROR_BODY_S):
+            async for read in reads:
+                body += read
+                if len(body) > MAX_ERROR_BODY:
+                    break
     return body
+
+
+def _what_broke(error: Exception) -> str:
+    """For people: without addresses, which are nobody's business outside. The transport's own names mislead: it calls a
+    refused or a closed connection a connect time-out."""
+    cause = error.__cause__ if isinstance(error.__cause__, aiohttp.ClientError) else error
+    if isinstance(cause, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
+        return "the node's Ollama cannot be reached"
+    return f"the connection to the node broke ({type(cause).__name__})"

@@ -130,6 +130,9 @@ def timings_of(final: dict[str, Any], *, wait_s: float | None, first_token_s: fl
     )
 
 
+MAX_ERROR_TEXT = 2000  # it travels in a header and stays with the job; a crashed engine hands over all it ever logged
+
+
 def error_text(body: bytes) -> str:
     """The text of a native error body `{"error": "…"}`, unpacked when it is the engine's JSON in a string."""
     try:
@@ -139,7 +142,11 @@ def error_text(body: bytes) -> str:
 
 
 def _error_text(raw: msgspec.Raw) -> str:
-    value = msgspec.json.decode(raw)
+    text = _unpacked(msgspec.json.decode(raw))
+    return text if len(text) <= MAX_ERROR_TEXT else f"{text[:MAX_ERROR_TEXT]} …"
+
+
+def _unpacked(value: Any) -> str:
     for _ in range(3):
         if isinstance(value, str):
             try:
