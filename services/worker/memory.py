@@ -12,6 +12,7 @@ RunKey = tuple[JobKey, int]
 
 REMEMBER_MS = 3600 * 1000
 MAX_REMEMBERED = 200_000  # about 60 runs a second for an hour; then the memory is shorter, and says so
+CLOCK_ERROR_MS = 10_000  # our sight of the server's clock lags a little; a forgotten run must not look newer than it is
 
 
 class Memory:
@@ -45,4 +46,4 @@ class Memory:
             if now_ms - ended_ms <= REMEMBER_MS and len(self._ended) <= MAX_REMEMBERED:
                 break
             del self._ended[key]
-            self._reaches_back_to = max(self._reaches_back_to, ended_ms)
+            self._reaches_back_to = max(self._reaches_back_to, ended_ms + CLOCK_ERROR_MS)
