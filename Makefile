@@ -31,7 +31,7 @@ test: $(VENV)/.dev ## run all tests
 
 check: $(VENV)/.dev ## lint, format, types, import rules
 	@echo "lint";         $(BIN)/ruff check --quiet .
-	@echo "format";       $(BIN)/ruff format --quiet --check . || { $(BIN)/ruff format --check .; echo "make fmt formats"; exit 1; }
+	@echo "format";       $(BIN)/ruff format --quiet --check . || { echo "make fmt formats"; exit 1; }
 	@echo "types";        $(BIN)/mypy
 	@echo "import rules"; PYTHONPATH=. $(BIN)/lint-imports --no-logo
 
