@@ -1,0 +1,15 @@
+import pytest
+
+from services.router import loop, settle
+from tests.router.building import Routers
+
+
+@pytest.fixture
+def routers(monkeypatch: pytest.MonkeyPatch) -> Routers:
+    """Routers whose patience is short, so that a test need not wait for it. The lengths are policy, not safety."""
+    for name, value in {"TICK_S": 0.05, "ASK_S": 0.15, "PING_S": 0.1, "STRAY_S": 0.2, "RUN_TIMEOUT_S": 0.3}.items():
+        monkeypatch.setattr(loop, name, value)
+    monkeypatch.setattr(settle, "BACKOFF_MS", (50, 100, 150))
+    monkeypatch.setattr(settle, "BUSY_BACKOFF_MS", 50)
+    monkeypatch.setattr(settle, "REFUSED_BACKOFF_MS", 50)
+    return Routers(monkeypatch)
