@@ -1,9 +1,10 @@
 """Positions across epochs, and chunks put in order by offset (DESIGN §4). Pure."""
 
-from libs.common.contracts.events import START, Position, whole_events
+from libs.common.contracts.events import Position, whole_events
 from libs.common.contracts.jobs import PastEpoch
 
 PREFIX_KEPT = 64 * 1024  # of what was received, for the router when the worker dies
+TRIM_AT = 2 * PREFIX_KEPT  # cutting at every chunk would copy 64 KB for each token
 MAX_PARKED = 1024 * 1024  # of chunks beyond a gap; more are dropped and read again from the worker
 
 
@@ -12,13 +13,13 @@ def carry(position: Position, epoch: int, past: tuple[PastEpoch, ...]) -> Positi
 
     A position whose epoch is listed, up to the base that followed, means the same bytes in every later epoch.
     """
-    if position == START:
-        return Position(epoch, 0)
+    if position.offset == 0:
+        return Position(epoch, 0)  # nothing was shown yet
     if position.epoch == epoch:
         return position
     for earlier in past:
         if earlier.epoch == position.epoch:
-            if position.offset == 0 or (earlier.base is not None and position.offset <= earlier.base):
+            if earlier.base is not None and position.offset <= earlier.base:
                 return Position(epoch, position.offset)
             return None
     return None
@@ -34,7 +35,7 @@ class Assembler:
         self.epoch = position.epoch
         self.shown = position.offset
         self._tail = b""  # bytes of an event that is not whole yet
-        self._kept = b""  # the last bytes received, whole or not
+        self._kept = bytearray()  # the last bytes received, whole or not
         self._parked: dict[int, bytes] = {}
 
     @property
@@ -52,7 +53,8 @@ class Assembler:
 
     def kept(self) -> tuple[int, bytes]:
         """(offset, bytes) of the last of what was received."""
-        return self.received - len(self._kept), self._kept
+        kept = bytes(self._kept[-PREFIX_KEPT:])
+        return self.received - len(kept), kept
 
     def feed(self, offset: int, chunk: bytes) -> bytes:
         """The whole events that this chunk completes; empty when it brings nothing new or lies beyond a gap.
@@ -73,7 +75,9 @@ class Assembler:
             end = max(end, start + len(parked))
         if not new:
             return b""
-        self._kept = (self._kept + new)[-PREFIX_KEPT:]
+        self._kept += new
+        if len(self._kept) > TRIM_AT:
+            del self._kept[:-PREFIX_KEPT]
         buffer = self._tail + new
         cut = whole_events(buffer)
         self._tail = buffer[cut:]

@@ -5,10 +5,11 @@ settled by asking the worker, then the leader. While it lives it answers the rou
 """
 
 import asyncio
+import math
 import random
 import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from typing import NamedTuple, TypeAlias
 
 import structlog
@@ -18,11 +19,12 @@ from libs.common.bus.failures import BusError
 from libs.common.contracts import subjects
 from libs.common.contracts.codec import Malformed, encode
 from libs.common.contracts.control import Read, decode_freeze
-from libs.common.contracts.events import START, Position, frame, parse_frame
-from libs.common.contracts.faults import Code, failed
+from libs.common.contracts.events import MAX_CHUNK, START, Position, frame, parse_frame, whole_events
+from libs.common.contracts.faults import Code, Failed, failed
 from libs.common.contracts.jobs import Binding, Completion, decode_hint
 from libs.common.contracts.subjects import JobKey
 from libs.common.journal import Entry, Facts, Journal
+from services.gateway.dialects import NOT_FOUND_JOB
 from services.gateway.positions import Assembler, carry
 from services.gateway.sse import END_PREFIX
 
@@ -31,9 +33,9 @@ log = structlog.get_logger()
 SILENCE_S = 3.0  # a live attempt says something every second
 QUEUED_LOOK_S = (15.0, 30.0)  # while a job waits nobody speaks; a lost hint costs this much at most
 AFTER_FAILURE_S = 0.5
-MAX_INBOX = (
-    2 * 1024 * 1024
-)  # bytes that a slow reader may leave waiting; then they are dropped and read again by offset
+# Bytes that a slow reader may leave waiting; then they are dropped and read again by offset.
+MAX_INBOX = 2 * 1024 * 1024
+ENTRY_COST = 200  # of one chunk in the inbox besides its bytes: tokens are small, so this is most of it
 
 
 class Changed(NamedTuple):
@@ -69,6 +71,7 @@ class Watch:
         self._bus = bus
         self._journal = Journal(bus)
         self._position = position
+        self._unverified = position.offset > 0  # a client's word: nothing is shown until somebody knows that place
         self._takes_reset = takes_reset
         self._assembler: Assembler | None = None
         self._binding: Binding | None = None
@@ -77,21 +80,32 @@ class Watch:
         self._inbox: deque[tuple[int, int, bytes]] = deque()
         self._inbox_bytes = 0
         self._unexplained = 0  # an epoch that came before the folder could explain it
+        self._missed = 0  # an epoch whose first chunks were dropped for that reason
         self._look = True
         self._doubt = False  # the log itself may miss something: ask the worker
         self._look_at = 0.0  # when patience ends (monotonic)
+        self._again_at = math.inf  # when what failed is tried again, whatever comes in between
+        self._timer: asyncio.TimerHandle | None = None
         self._news = asyncio.Event()
         self._subscriptions: list[Subscription] = []
 
     async def __aenter__(self) -> "Watch":
-        self._subscriptions = [
-            await self._bus.subscribe(subjects.chunks_of_job(self.key), self._on_chunk),
-            await self._bus.subscribe(subjects.hint(self.key), self._on_hint),
-            await self._bus.subscribe(subjects.prefix(self.key), self._on_freeze),
+        wanted: list[tuple[str, Callable[[Message], Awaitable[None] | None]]] = [
+            (subjects.chunks_of_job(self.key), self._on_chunk),
+            (subjects.hint(self.key), self._on_hint),
+            (subjects.prefix(self.key), self._on_freeze),
         ]
+        try:
+            for subject, receive in wanted:
+                self._subscriptions.append(await self._bus.subscribe(subject, receive))
+        except BaseException:
+            await self.__aexit__()
+            raise
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
         for subscription in self._subscriptions:
             await subscription.stop()
 
@@ -101,28 +115,31 @@ class Watch:
             self._known, self._look = sequence, False
             self._be_patient()
 
-    async def items(self) -> AsyncIterator[Item]:
-        """Ends after the end event. Raises Failed: job_not_found, position_lost, unavailable."""
+    async def items(self) -> AsyncGenerator[Item, None]:
+        """Ends after the end event. Raises Failed: job_not_found, position_lost."""
         while True:
+            # Before the folder: the end event and the hint of `done` come together, and the event needs no look-up.
+            while self._inbox and not self._held_up():
+                shown = self._take(*self._pop())
+                if shown is not None:
+                    yield shown
+                    if shown.ended:
+                        return
             if self._look:
                 async for item in self._read_folder():
                     yield item
                     if isinstance(item, Log) and item.ended:
                         return
-            while self._inbox:
-                epoch, offset, chunk = self._inbox.popleft()
-                self._inbox_bytes -= len(chunk)
-                shown = self._take(epoch, offset, chunk)
-                if shown is not None:
-                    yield shown
-                    if shown.ended:
-                        return
-            if self._doubt or (self._assembler and self._assembler.gap):
+                if self._inbox and not self._held_up():
+                    continue  # what came meanwhile may be all there is to know
+            if self._unverified and self._doubt and (reset := await self._verify()) is not None:
+                yield reset
+            if not self._unverified and (self._doubt or (self._assembler and self._assembler.gap)):
                 async for repaired in self._ask_worker():
                     yield repaired
                     if repaired.ended:
                         return
-            if not self._look and not self._inbox:
+            if not self._look and (not self._inbox or self._held_up()):
                 await self._wait()
 
     # -- what comes in -------------------------------------------------------------------------------------------------
@@ -136,12 +153,13 @@ class Watch:
             return
         if epoch <= self._frozen:
             return
-        if self._inbox_bytes + len(chunk) > MAX_INBOX:
+        if self._inbox_bytes + len(chunk) + ENTRY_COST > MAX_INBOX:
             self._inbox.clear()  # the offsets will show the gap, and the worker fills it
             self._inbox_bytes = 0
         self._inbox.append((epoch, offset, chunk))
-        self._inbox_bytes += len(chunk)
-        self._be_patient()
+        self._inbox_bytes += len(chunk) + ENTRY_COST
+        if self._assembler is not None and epoch == self._assembler.epoch:
+            self._be_patient()  # others prove nothing: a fenced worker can go on talking for a while
         self._news.set()
 
     def _on_hint(self, message: Message) -> None:
@@ -161,12 +179,31 @@ class Watch:
             return
         held = (0, b"")
         if wish.epoch:
-            self._frozen = max(self._frozen, wish.epoch)
-            self._inbox = deque(entry for entry in self._inbox if entry[0] > self._frozen)
-            self._inbox_bytes = sum(len(chunk) for _, _, chunk in self._inbox)
+            self._freeze(wish.epoch)
             if self._assembler and self._assembler.epoch == wish.epoch:
                 held = self._assembler.kept()
         await self._bus.publish(message.reply, frame(*held))
+
+    def _freeze(self, epoch: int) -> None:
+        if epoch > self._frozen:
+            self._frozen = epoch
+            self._inbox = deque(entry for entry in self._inbox if entry[0] > epoch)
+            self._inbox_bytes = sum(len(chunk) + ENTRY_COST for _, _, chunk in self._inbox)
+
+    def _pop(self) -> tuple[int, int, bytes]:
+        entry = self._inbox.popleft()
+        self._inbox_bytes -= len(entry[2]) + ENTRY_COST
+        return entry
+
+    def _put_back(self, epoch: int, offset: int, chunk: bytes) -> None:
+        self._inbox.appendleft((epoch, offset, chunk))
+        self._inbox_bytes += len(chunk) + ENTRY_COST
+
+    def _held_up(self) -> bool:
+        """Must the inbox wait: for the place of the reader to be known, or for the folder to explain its first epoch?"""
+        if self._assembler is None:
+            return self._look
+        return self._unverified or (self._look and self._inbox[0][0] > self._assembler.epoch)
 
     # -- the folder ----------------------------------------------------------------------------------------------------
 
@@ -177,47 +214,63 @@ class Watch:
             newest = await self._journal.newest(self.key)
         except BusError as error:
             log.info("watch.delayed", job_id=self.key.job, error=str(error))
-            self._be_patient(AFTER_FAILURE_S)
+            self._try_again()
             return
         if newest is None or newest.facts is None:
-            raise failed(Code.JOB_NOT_FOUND, "the job does not exist, or its time is over")
+            raise Failed(NOT_FOUND_JOB)
+        if newest.sequence <= self._known:
+            return  # nothing new, or a leader just deposed that speaks of what was
         facts = newest.facts
         if isinstance(facts, Completion):
             async for item in self._replay(newest, facts):
                 yield item
             return
-        if newest.sequence == self._known:
-            return
-        self._known = newest.sequence
-        self._binding = facts if isinstance(facts, Binding) and facts.node is not None else None
+        late, self._known = self._known == 0, newest.sequence
+        self._binding = None
+        reset = None
+        if isinstance(facts, Binding):
+            for earlier in facts.past:
+                if earlier.base is not None:
+                    self._freeze(earlier.epoch)  # the base is fixed: more of it must not be shown
+            if facts.node is not None:
+                self._binding = facts
+                # Before the news is told: a position that is lost is an answer of its own, not a broken stream.
+                reset = self._enter(facts, late=late) or (await self._verify() if self._unverified else None)
         yield Changed(facts, newest.at_ms)
-        if self._binding is not None:
-            reset = self._enter(self._binding)
-            if reset is not None:
-                yield reset
+        if reset is not None:
+            yield reset
 
-    def _enter(self, binding: Binding) -> Reset | None:
-        """Go over to a new epoch, at the place where the reader stands."""
+    def _enter(self, binding: Binding, *, late: bool) -> Reset | None:
+        """Go over to a new epoch, at the place where the reader stands. Who comes late has missed what was said before."""
         if self._assembler is not None and self._assembler.epoch == binding.epoch:
             return None
-        # A reader that comes to a job that is bound already may have missed what was said before.
-        self._doubt = self._assembler is None and self._unexplained != binding.epoch
+        self._doubt = late or self._unverified or self._missed == binding.epoch
         position = carry(self._current, binding.epoch, binding.past)
-        reset = None if position is not None else self._void()
-        self._assembler = Assembler(position or Position(binding.epoch, 0))
+        reset = None
+        if position is None:
+            reset, position = self._void(), Position(binding.epoch, 0)
+            self._doubt = True
+        self._assembler = Assembler(position)
+        self._be_patient()
         return reset
 
     async def _replay(self, newest: Entry, completion: Completion) -> AsyncIterator[Item]:
         if completion.erased:
-            raise failed(Code.JOB_NOT_FOUND, "the job was erased")
+            raise Failed(NOT_FOUND_JOB)
         position = carry(self._current, completion.epoch, completion.past)
-        whole = await self._journal.body(self.key, newest)
+        try:
+            whole = await self._journal.body(self.key, newest)
+        except BusError as error:
+            log.info("watch.delayed", job_id=self.key.job, error=str(error))
+            self._try_again()
+            return
         if whole is None:
-            raise failed(Code.JOB_NOT_FOUND, "the job's time is over")
+            raise Failed(NOT_FOUND_JOB)
         if position is None or not _at_event(whole, position.offset):
             yield self._void()
             position = Position(completion.epoch, 0)
-        yield Log(position, whole[position.offset :], ended=True)
+        for offset, events, last in _pieces(whole, position.offset):
+            yield Log(Position(completion.epoch, offset), events, ended=last)
 
     @property
     def _current(self) -> Position:
@@ -229,6 +282,7 @@ class Watch:
         if not self._takes_reset:
             message = "what came after that position is not the same any more; read the job from its beginning"
             raise failed(Code.POSITION_LOST, message)
+        self._unverified = False
         return Reset()
 
     # -- the live log --------------------------------------------------------------------------------------------------
@@ -237,64 +291,110 @@ class Watch:
         if epoch <= self._frozen:
             return None
         if self._assembler is None or epoch > self._assembler.epoch:
-            if self._unexplained != epoch:  # the folder has to explain it first, and is asked once
+            if self._unexplained != epoch:  # the folder has to explain it first
                 self._unexplained = epoch
-                self._inbox.appendleft((epoch, offset, chunk))
-                self._inbox_bytes += len(chunk)
+                self._put_back(epoch, offset, chunk)
                 self._look = True
+            else:
+                self._missed = epoch  # it could not: looked at again soon, and then the worker is asked
+                self._try_again()
             return None
         if epoch < self._assembler.epoch:
             return None
-        before = Position(epoch, self._assembler.shown)
+        before, received = Position(epoch, self._assembler.shown), self._assembler.received
         events = self._assembler.feed(offset, chunk)
+        if self._assembler.received > received:
+            self._doubt = False  # it joins on to what is there, so nothing before it was missed
         return Log(before, events, _ends(events)) if events else None
 
     async def _ask_worker(self) -> AsyncIterator[Log]:
         """Catch up by offset. Whoever does not answer is asked again when patience ends; the folder is looked at, too."""
         self._doubt = False
-        binding, assembler = self._binding, self._assembler
-        if binding is None or binding.node is None or binding.boot is None or assembler is None:
-            return
-        while True:
-            # One byte before, where a reader resumes: it must be the end of an event, or the position is made up.
-            check = 1 if assembler.shown == assembler.received > 0 and not assembler.kept()[1] else 0
-            offset = assembler.received - check
-            wish = Read(client=self.key.client, job=self.key.job, epoch=assembler.epoch, offset=offset)
+        assembler = self._assembler
+        while assembler is not None and assembler.epoch > self._frozen:
+            before = assembler.received
             try:
-                reply = await self._bus.request(
-                    subjects.worker(binding.node, binding.boot, "read"), encode(wish), timeout=SILENCE_S
-                )
-                start, chunk = parse_frame(reply) if reply else (offset, b"")
+                found = await self._read(before)
             except (BusError, Malformed) as error:
                 log.info("watch.read_failed", job_id=self.key.job, error=str(error))
-                self._be_patient(AFTER_FAILURE_S)
+                self._try_again()
                 return
-            if check and chunk and chunk[:1] != b"\n":
-                raise failed(Code.POSITION_LOST, "that position is not one that the stream has given")
-            shown = self._take(assembler.epoch, start, chunk) if chunk else None
+            shown = self._take(assembler.epoch, *found) if found and found[1] else None
             if shown is not None:
                 yield shown
                 if shown.ended:
                     return
-            if len(chunk) <= check:
+            if assembler.received == before:
                 if assembler.gap:
-                    self._be_patient(AFTER_FAILURE_S)
+                    self._try_again()
                     assembler.forget_parked()
                 return
 
-    def _be_patient(self, seconds: float | None = None) -> None:
-        if seconds is None:
-            seconds = SILENCE_S if self._binding is not None else random.uniform(*QUEUED_LOOK_S)
-        self._look_at = time.monotonic() + seconds
+    async def _verify(self) -> Reset | None:
+        """A client's position must be the end of an event, or it was made up. Undecided while the worker is silent."""
+        self._doubt = False
+        assembler = self._assembler
+        if assembler is None or assembler.epoch <= self._frozen:
+            return None
+        try:
+            found = await self._read(assembler.shown - 1)
+            if found is None and await self._read(0) is None:
+                self._try_again()  # the run has not come there yet, or is not there any more
+                return None
+        except (BusError, Malformed) as error:
+            log.info("watch.read_failed", job_id=self.key.job, error=str(error))
+            self._try_again()
+            return None
+        self._doubt = True
+        if found is not None and found[1][:1] == b"\n":
+            self._unverified = False
+            self._put_back(assembler.epoch, *found)
+            return None
+        reset = self._void()
+        self._assembler = Assembler(Position(assembler.epoch, 0))
+        return reset
+
+    async def _read(self, offset: int) -> tuple[int, bytes] | None:
+        """The worker's log from there on; None when it knows no such run, or not so much of it. Raises BusError, Malformed."""
+        binding = self._binding
+        if binding is None or binding.node is None or binding.boot is None:
+            return None
+        wish = Read(client=self.key.client, job=self.key.job, epoch=binding.epoch, offset=offset)
+        subject = subjects.worker(binding.node, binding.boot, "read")
+        reply = await self._bus.request(subject, encode(wish), timeout=SILENCE_S)
+        return parse_frame(reply) if reply else None
+
+    # -- patience ------------------------------------------------------------------------------------------------------
+
+    def _be_patient(self) -> None:
+        self._look_at = time.monotonic() + (SILENCE_S if self._binding is not None else random.uniform(*QUEUED_LOOK_S))
+
+    def _try_again(self) -> None:
+        self._again_at = min(self._again_at, time.monotonic() + AFTER_FAILURE_S)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._arm()
 
     async def _wait(self) -> None:
         """Until there is news, or patience ends."""
         self._news.clear()
-        try:
-            async with asyncio.timeout(max(0.0, self._look_at - time.monotonic())):
-                await self._news.wait()
-        except TimeoutError:
-            self._look = self._doubt = True
+        if self._timer is None:
+            self._arm()
+        await self._news.wait()
+
+    def _arm(self) -> None:
+        # One timer that goes on while tokens come: a time-out of its own for each wait would cost more than the token.
+        delay = max(0.0, min(self._look_at, self._again_at) - time.monotonic())
+        self._timer = asyncio.get_running_loop().call_later(delay, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        if time.monotonic() < min(self._look_at, self._again_at):
+            self._arm()
+            return
+        self._again_at = math.inf
+        self._look = self._doubt = True
+        self._news.set()
 
 
 def _ends(events: bytes) -> bool:
@@ -303,3 +403,14 @@ def _ends(events: bytes) -> bool:
 
 def _at_event(log: bytes, offset: int) -> bool:
     return offset == 0 or (offset <= len(log) and log[offset - 1 : offset] == b"\n")
+
+
+def _pieces(log: bytes, offset: int) -> Iterator[tuple[int, bytes, bool]]:
+    """(offset, whole events, last) from `offset` on, a chunk's worth at a time: a slow client holds no second copy of all."""
+    while len(log) - offset > MAX_CHUNK:
+        cut = whole_events(log[offset : offset + MAX_CHUNK]) or log.index(b"\n", offset) + 1 - offset
+        if offset + cut == len(log):
+            break
+        yield offset, log[offset : offset + cut], False
+        offset += cut
+    yield offset, log[offset:], True
