@@ -11,14 +11,14 @@ def nodes(as_json: Json = False) -> None:
     found = asyncio.run(_nodes())
     rows = [
         (
-            node.get("node") or node.get("name"),
-            node.get("state") or node.get("status"),
-            f"{_count(node.get('running'))}/{node.get('slots', '?')}",
-            ", ".join(_names(node.get("loaded"))),
-            ", ".join(_names(node.get("models"))),
-            node.get("problem") or "",
+            node["name"],
+            node["state"],
+            f"{node['running']}/{node['slots']}",
+            ", ".join(model["name"] for model in node["loaded"]),
+            ", ".join(model["name"] for model in node["models"]),
+            node["problem"] or "",
         )
-        for node in _listed(found, "nodes")
+        for node in found["nodes"]
     ]
     show(found, table(rows, ("NODE", "STATE", "BUSY", "LOADED", "MODELS", "")))
 
@@ -26,19 +26,7 @@ def nodes(as_json: Json = False) -> None:
 def models(as_json: Json = False) -> None:
     """Every model that some node has."""
     found = asyncio.run(_models())
-    show(found, table([(model["id"],) for model in _listed(found, "data")], ("MODEL",)))
-
-
-def _listed(answer: Any, key: str) -> list[dict[str, Any]]:
-    return list(answer.get(key, [])) if isinstance(answer, dict) else list(answer or [])
-
-
-def _names(entries: Any) -> list[str]:
-    return [entry["name"] if isinstance(entry, dict) else str(entry) for entry in entries or []]
-
-
-def _count(entries: Any) -> int:
-    return entries if isinstance(entries, int) else len(entries or [])
+    show(found, table([(model["id"],) for model in found["data"]], ("MODEL",)))
 
 
 async def _nodes() -> Any:

@@ -114,10 +114,10 @@ def list_jobs(
     found = asyncio.run(_call("GET", "/jobs", params=asked))
     rows = [
         (job.get("id"), job.get("state"), job.get("kind"), job.get("model"), job.get("node"), job.get("created_at"))
-        for job in found.get("jobs", found.get("data", []))
+        for job in found["jobs"]
     ]
     text = table(rows, ("JOB", "STATE", "KIND", "MODEL", "NODE", "CREATED"))
-    more = found.get("cursor") or found.get("next_cursor")
+    more = found["cursor"]
     show(found, f"{text}\n\nMore: arriero job list --cursor {more}" if more else text)
 
 
@@ -135,24 +135,10 @@ def request(model: str, prompt: str, kind: Kind) -> dict[str, Any]:
 
 def describe(job: dict[str, Any]) -> str:
     """For humans: the facts that are there, then the answer."""
-    names = (
-        "id",
-        "state",
-        "model",
-        "kind",
-        "node",
-        "attempts",
-        "position",
-        "eta_s",
-        "created_at",
-        "started_at",
-        "finished_at",
-    )
-    lines = [f"{name:<12} {job[name]}" for name in names if job.get(name) not in (None, [], "")]
+    facts = "id state model kind node attempts position eta_s created_at started_at finished_at"
+    lines = [f"{name:<12} {job[name]}" for name in facts.split() if job.get(name) not in (None, [], "")]
     if error := job.get("error"):
-        lines.append(
-            f"{'error':<12} {error.get('detail') or error.get('message') if isinstance(error, dict) else error}"
-        )
+        lines.append(f"{'error':<12} {error['message']} ({error['code']})")
     result = job.get("result") or {}
     text = (result.get("message") or {}).get("content") or result.get("response")
     if text:

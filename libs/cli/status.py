@@ -1,7 +1,6 @@
 """`arriero status`: each process of the running stack, ready or not, and why."""
 
 import asyncio
-import os
 from urllib.parse import urlsplit
 
 import msgspec
@@ -11,6 +10,7 @@ from libs.cli.failures import CommandFailed
 from libs.cli.home import Home, UpFile
 from libs.cli.output import Json, show, table
 from libs.cli.up import probe
+from libs.cli.up.leftovers import trace
 from libs.cli.up.supervisor import why_not_ready
 
 
@@ -62,19 +62,9 @@ async def _states(up: UpFile) -> list[State]:
 
 
 async def _state(name: str, pid: int, check: str | None) -> State:
-    alive = _lives(pid)
+    alive = trace(pid) is not None
     if not alive or check is None:
         return State(name, pid, alive, None)
     answer = await probe.get(check, timeout=2.0)
     ready = answer is not None and answer[0] == 200
     return State(name, pid, alive, ready, "" if ready else why_not_ready(answer))
-
-
-def _lives(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

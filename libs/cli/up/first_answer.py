@@ -2,12 +2,11 @@
 
 import asyncio
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from libs.cli.conversation import answer
 from libs.cli.failures import CommandFailed
 from libs.cli.http import connect
-from libs.cli.model_choice import small_chat_model
 from libs.cli.up.narrator import Narrator
 from libs.common.contracts.nodes import canonical_model
 
@@ -24,18 +23,20 @@ async def listed_models(gateway: str, api_key: str, expected: Iterable[str]) -> 
     until = time.monotonic() + SEEN_WITHIN_S
     async with connect(gateway, api_key) as http:
         while True:
-            answered = await http.call("GET", "/v1/models")
-            found = [model["id"] for model in answered.get("data", [])]
-            if (found and wanted <= {canonical_model(name) for name in found}) or time.monotonic() > until:
-                return found
+            try:
+                answered = await http.call("GET", "/v1/models")
+            except CommandFailed:
+                if time.monotonic() > until:
+                    raise
+            else:
+                found = [model["id"] for model in answered["data"]]
+                if (found and wanted <= {canonical_model(name) for name in found}) or time.monotonic() > until:
+                    return found
             await asyncio.sleep(_LOOK_EVERY_S)
 
 
-async def first_answer(
-    narrator: Narrator, gateway: str, api_key: str, models: list[str], sizes: Mapping[str, int]
-) -> None:
+async def first_answer(narrator: Narrator, gateway: str, api_key: str, model: str | None, models: list[str]) -> None:
     """A failure is told and changes nothing: the stack runs."""
-    model = small_chat_model(models, sizes)
     if model is None:
         narrator.warn("answer.skipped", "No node has a chat model, so there is no first answer.", models=models)
         return

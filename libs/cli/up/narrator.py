@@ -1,5 +1,6 @@
 """What `arriero up` says while it works: sentences for a human, or one JSON object a line for a program (`--json`)."""
 
+import contextlib
 import sys
 from typing import Any, Protocol
 
@@ -22,34 +23,46 @@ class Narrator(Protocol):
         """A piece of an answer, as it comes."""
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Rich would end the process."""
+
+
 class Terminal:
-    """Colours on a terminal, plain lines elsewhere. Quiet: results and warnings only."""
+    """Colours on a terminal, plain lines elsewhere. Quiet: results and warnings only.
+
+    A terminal that was closed, or a pipe that nobody reads any more, is no reason to stop.
+    """
 
     def __init__(self, *, quiet: bool = False) -> None:
-        self._console = Console(highlight=False, soft_wrap=True)
-        self._errors = Console(highlight=False, soft_wrap=True, stderr=True)
+        self._console = _Console(highlight=False, soft_wrap=True)
+        self._errors = _Console(highlight=False, soft_wrap=True, stderr=True)
         self._quiet = quiet
         self._within_line = False
 
     def say(self, event: str, sentence: str, *, style: str = "", **facts: Any) -> None:
         if not self._quiet:
-            self._end_line()
-            self._console.print(Text(sentence, style=style))
+            with contextlib.suppress(OSError):
+                self._end_line()
+                self._console.print(Text(sentence, style=style))
 
     def warn(self, event: str, sentence: str, *, lines: list[str] | None = None, **facts: Any) -> None:
-        self._end_line()
-        self._errors.print(Text(sentence, style="yellow"))
-        for line in lines or []:
-            self._errors.print(Text(f"    {line}", style="dim"))
+        with contextlib.suppress(OSError):
+            self._end_line()
+            self._errors.print(Text(sentence, style="yellow"))
+            for line in lines or []:
+                self._errors.print(Text(f"    {line}", style="dim"))
 
     def result(self, text: str, **facts: Any) -> None:
-        self._end_line()
-        self._console.print(Text(text))
+        with contextlib.suppress(OSError):
+            self._end_line()
+            self._console.print(Text(text))
 
     def piece(self, text: str, *, thinking: bool = False) -> None:
         self._within_line = not text.endswith("\n")
-        self._console.print(Text(text, style="dim italic" if thinking else ""), end="")
-        self._console.file.flush()
+        with contextlib.suppress(OSError):
+            self._console.print(Text(text, style="dim italic" if thinking else ""), end="")
+            self._console.file.flush()
 
     def _end_line(self) -> None:
         if self._within_line:
@@ -72,5 +85,6 @@ class JsonLines:
 
     @staticmethod
     def _write(fields: dict[str, Any]) -> None:
-        sys.stdout.write(msgspec.json.encode(fields).decode() + "\n")
-        sys.stdout.flush()
+        with contextlib.suppress(OSError):
+            sys.stdout.write(msgspec.json.encode(fields).decode() + "\n")
+            sys.stdout.flush()

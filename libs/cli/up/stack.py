@@ -9,6 +9,7 @@ import sys
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -32,6 +33,7 @@ from libs.cli.up.processes import (
 )
 from libs.cli.up.supervisor import Change, Died, NeverReady, Ready, Slow, Started, Supervisor, how_it_ended
 from libs.cli.whereabouts import Administrator
+from libs.common.contracts.nodes import canonical_model
 
 START_S = 60.0  # slower than that is broken, on any machine
 BEYOND_GRACE_S = 15.0  # what a service needs to end when its grace is over
@@ -105,10 +107,6 @@ async def prepare(options: Options, home: Home, narrator: Narrator) -> "Stack":
     services = service_processes(
         home, ports, counts, fleet.nodes, drain_grace=options.drain_grace, log_level=options.log_level
     )
-    missing = [
-        p for p in services if not (Path("services") / p.argv[2].partition(".")[2] / "__main__.py").exists()
-    ]  # TODO: drop
-    services = [p for p in services if p not in missing]
     return Stack(
         options,
         home,
@@ -196,13 +194,16 @@ class Stack:
         from libs.cli.up.summary import summary
 
         models = await listed_models(up.gateway, up.api_key, self._fleet.expected_models)
+        # What only a node of an earlier run had is still listed for some minutes.
+        present = [name for name in models if canonical_model(name) in self._fleet.expected_models]
+        model = small_chat_model(present or models, self._fleet.sizes)
         self._write_up_json()
         self._narrator.say("ready", f"All ready after {time.monotonic() - began:.1f} s.", style="green", models=models)
         if self._options.demo:
-            await first_answer(self._narrator, up.gateway, up.api_key, models, self._fleet.sizes)
+            await first_answer(self._narrator, up.gateway, up.api_key, model, models)
         text = summary(
             up,
-            model=small_chat_model(models, self._fleet.sizes),
+            model=model,
             nats_env=nats_environment(self._home, up.client_id),
             logs=self._home.logs,
         )
@@ -276,7 +277,7 @@ class Stack:
             case Started(name, pid):
                 if trace := leftovers.trace(pid):
                     self._run.children[name] = trace
-                self._home.write(self._home.run_json, msgspec.json.encode(self._run))
+                self._keep(self._home.run_json, self._run)
             case Ready(name, after_s, again):
                 sentence = f"{name} is back." if again else f"  {name:<16} ready after {after_s:.1f} s"
                 self._narrator.say(
@@ -302,7 +303,14 @@ class Stack:
 
     def _write_up_json(self) -> None:
         if self._client and self._supervisor.all_ready:
-            self._home.write(self._home.up_json, msgspec.json.encode(self._up_file(self._client)))
+            self._keep(self._home.up_json, self._up_file(self._client))
+
+    def _keep(self, path: Path, content: Any) -> None:
+        """A full disk must not end the supervision."""
+        try:
+            self._home.write(path, msgspec.json.encode(content))
+        except CommandFailed as error:
+            self._narrator.warn("state.unwritten", f"{error}.", code=error.code)
 
     def _up_file(self, client: MadeClient) -> UpFile:
         return UpFile(
