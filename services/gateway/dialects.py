@@ -59,7 +59,7 @@ def error_headers(fault: Fault) -> list[tuple[bytes, bytes]]:
     headers = []
     status = MEANING[fault.code].status
     if status in (429, 503):
-        headers.append((b"retry-after", str(round(fault.retry_after_s or DEFAULT_RETRY_AFTER_S)).encode()))
+        headers.append((b"retry-after", str(max(1, round(fault.retry_after_s or DEFAULT_RETRY_AFTER_S))).encode()))
     if status == 401:
         headers.append((b"www-authenticate", b'Bearer realm="arriero"'))
     return headers

@@ -59,6 +59,6 @@ class Answer:
 def fold(log: bytes) -> Answer:
     """Raises Malformed."""
     answer = Answer()
-    for raw in log.splitlines():
+    for raw in log.split(b"\n")[:-1]:  # not splitlines, which cuts at a CR, too
         answer.add(decode_event(raw))
     return answer

@@ -17,6 +17,7 @@ from services.gateway.submission import Wish
 ROUTE = "/jobs"
 DEADLINE_S, RESULT_TTL_S = 3600.0, 24 * 3600.0  # DESIGN §3
 MAX_DEADLINE_S, MAX_RESULT_TTL_S = 7 * 86400.0, 30 * 86400.0
+MAX_INTEGER = 2**63 - 1  # what Ollama's own type holds; beyond it, another number would be used in silence
 THINK_LEVELS = ("low", "medium", "high", "max")
 _INTEGERS = (
     "num_keep", "seed", "num_predict", "top_k", "repeat_last_n", "num_ctx", "num_batch", "num_gpu", "main_gpu",
@@ -56,7 +57,7 @@ class JobBody(msgspec.Struct, forbid_unknown_fields=True):
     template: str | None = None
     raw: bool | None = None
     options: dict[str, Any] | None = None
-    format: msgspec.Raw = NO_JSON
+    format: Any = None
     tools: list[dict[str, Any]] | None = None
     think: bool | str | None = None
     truncate: bool | None = None
@@ -69,11 +70,11 @@ class JobBody(msgspec.Struct, forbid_unknown_fields=True):
     metadata: (
         Annotated[dict[Short, Annotated[str, msgspec.Meta(max_length=512)]], msgspec.Meta(max_length=16)] | None
     ) = None
-    webhook: msgspec.Raw = NO_JSON
+    webhook: Any = None
 
 
 _decode = msgspec.json.Decoder(JobBody)
-_PATH = re.compile(r" - at `(?:key in )?\$\.?(.*)`$")
+_PATH = re.compile(r" - at (?:`key` in )?`\$\.?(.*)`$")
 _UNKNOWN = re.compile(r"unknown field `([^`]*)`")
 
 
@@ -81,7 +82,7 @@ def parse_job(body: bytes, policy: Policy) -> Wish:
     """Raises Failed with INVALID_REQUEST and the path of the field."""
     job = decode_body(_decode, body)
     kind = _kind_of(job)
-    if job.webhook:
+    if job.webhook is not None:
         raise failed(
             Code.UNSUPPORTED_PARAMETER, "webhooks are not there yet; poll the job or read its stream", path="webhook"
         )
@@ -100,7 +101,7 @@ def parse_job(body: bytes, policy: Policy) -> Wish:
         template=job.template,
         raw=job.raw,
         options=job.options,
-        format=job.format,
+        format=NO_JSON if job.format is None else msgspec.Raw(msgspec.json.encode(job.format)),
         tools=None if job.tools is None else [msgspec.Raw(msgspec.json.encode(tool)) for tool in job.tools],
         think=job.think,
         truncate=job.truncate,
@@ -179,6 +180,8 @@ def check_options(options: dict[str, Any] | None) -> None:
         path = f"options.{name}"
         if name in _INTEGERS and (not isinstance(value, int) or isinstance(value, bool)):
             raise failed(Code.INVALID_REQUEST, f"{path} must be an integer", path=path)
+        if name in _INTEGERS and not -MAX_INTEGER <= value <= MAX_INTEGER:
+            raise failed(Code.INVALID_REQUEST, f"{path} must fit into 64 bits", path=path)
         if name in _NUMBERS and (not isinstance(value, int | float) or isinstance(value, bool)):
             raise failed(Code.INVALID_REQUEST, f"{path} must be a number", path=path)
         if name == "num_predict" and value == 0:
@@ -194,9 +197,7 @@ def check_think(think: bool | str | None) -> None:
         )
 
 
-def check_format(value: msgspec.Raw) -> None:
+def check_format(value: Any) -> None:
     """Either "json" or a JSON schema; Ollama answers a 500 to anything else."""
-    if value:
-        decoded = msgspec.json.decode(value)
-        if decoded != "json" and not isinstance(decoded, dict):
-            raise failed(Code.INVALID_REQUEST, 'format must be "json" or a JSON schema', path="format")
+    if value is not None and value != "json" and not isinstance(value, dict):
+        raise failed(Code.INVALID_REQUEST, 'format must be "json" or a JSON schema', path="format")

@@ -1,6 +1,7 @@
 """A client's jobs, page by page: a short-lived headers-only pull consumer, so that no prompt is read (DESIGN §3)."""
 
 import asyncio
+import re
 import secrets
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from services.gateway.view import row
 
 MAX_LIMIT = 1000
 FETCH_S = 5.0
+_CURSOR = re.compile(r"[0-9]{1,18}")  # a stream sequence
 RECORDS_PER_JOB = 3  # new, active, done: at most so many are read for one row
 
 
@@ -41,7 +43,7 @@ async def list_jobs(bus: Bus, client: str, *, cursor: str | None, limit: int, st
         raise failed(Code.INVALID_REQUEST, f"limit must be 1 to {MAX_LIMIT}", path="limit")
     if state is not None and state not in list(JobState):
         raise failed(Code.INVALID_REQUEST, f"state must be one of {', '.join(JobState)}", path="state")
-    if cursor is not None and not cursor.isdigit():
+    if cursor is not None and not _CURSOR.fullmatch(cursor):
         raise failed(Code.INVALID_REQUEST, "cursor is not one that a listing gave", path="cursor")
     try:
         records, more = await _fetch(bus, client, int(cursor or 0) + 1, limit * RECORDS_PER_JOB)

@@ -59,7 +59,7 @@ class ChunkWriter:
         if event.text is not None:
             delta["content"] = event.text
             if event.logprobs:
-                logprobs = {"content": msgspec.json.decode(event.logprobs)}
+                logprobs = {"content": token_logprobs(msgspec.json.decode(event.logprobs))}
         if event.tool_call:
             delta["tool_calls"] = [{"index": self._calls, **tool_call(event.tool_call, self._job, self._calls)}]
             self._calls += 1
@@ -98,7 +98,7 @@ def completion(job: str, model: str, created: int, answer: Answer) -> dict[str, 
             {
                 "index": 0,
                 "message": message,
-                "logprobs": {"content": answer.logprobs} if answer.logprobs else None,
+                "logprobs": {"content": token_logprobs(answer.logprobs)} if answer.logprobs else None,
                 "finish_reason": "tool_calls"
                 if answer.tool_calls
                 else _FINISH.get(final.get("done_reason", ""), "stop"),
@@ -122,6 +122,11 @@ def tool_call(raw: msgspec.Raw, job: str, index: int) -> dict[str, Any]:
         "type": "function",
         "function": {"name": function.get("name", ""), "arguments": arguments},
     }
+
+
+def token_logprobs(items: list[Any]) -> list[Any]:
+    """Ollama leaves `top_logprobs` away when none were asked for; OpenAI's type requires it."""
+    return [{"bytes": None, "top_logprobs": [], **item} if isinstance(item, dict) else item for item in items]
 
 
 def encode_error(fault: Fault) -> bytes:

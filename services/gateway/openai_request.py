@@ -13,7 +13,7 @@ from libs.common.contracts.clients import Policy
 from libs.common.contracts.codec import NO_JSON
 from libs.common.contracts.faults import Code, Failed, failed
 from libs.common.contracts.requests import Kind, Priority, Request
-from services.gateway.job_bodies import ModelName, decode_body
+from services.gateway.job_bodies import MAX_INTEGER, ModelName, decode_body
 from services.gateway.submission import Wish
 
 ROUTE = "/v1/chat/completions"
@@ -22,7 +22,7 @@ DEADLINE_S, RESULT_TTL_S = 1800.0, 3600.0  # DESIGN §3
 _DATA_URI = re.compile(r"data:[\w.+-]+/[\w.+-]+;base64,")
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 _EFFORTS: dict[str, bool | str] = {
-    "none": False, "minimal": "low", "low": "low", "medium": "medium", "high": "high", "xhigh": "max",
+    "none": False, "minimal": "low", "low": "low", "medium": "medium", "high": "high", "xhigh": "max", "max": "max",
 }  # fmt: skip
 
 
@@ -78,7 +78,7 @@ class ChatBody(msgspec.Struct):
     top_p: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
     presence_penalty: Annotated[float, msgspec.Meta(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, msgspec.Meta(ge=-2, le=2)] | None = None
-    seed: int | None = None
+    seed: Annotated[int, msgspec.Meta(ge=-MAX_INTEGER, le=MAX_INTEGER)] | None = None
     stop: str | list[str] | None = None
     response_format: ResponseFormat | None = None
     tools: list[dict[str, Any]] | None = None

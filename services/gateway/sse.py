@@ -1,4 +1,5 @@
-"""Server-sent events (WHATWG HTML §9.2): bytes out. Pure. Data of ours never holds a bare CR or LF, because JSON escapes both."""
+"""Server-sent events (WHATWG HTML §9.2): bytes out. Pure. Data never holds a bare CR or LF: JSON escapes both in strings, LF
+ends an event of the log, and a CR that a node wrote between two JSON tokens becomes a space, as long and as meaningless."""
 
 from collections.abc import Iterator
 
@@ -30,6 +31,8 @@ def log_frames(position: Position, events: bytes) -> bytes:
 def positions(position: Position, events: bytes) -> Iterator[tuple[bytes, bytes]]:
     """Each event with the position after it, as the SSE id has it."""
     epoch, offset = position
+    if b"\r" in events:
+        events = events.replace(b"\r", b" ")
     for raw in events.split(b"\n")[:-1]:
         offset += len(raw) + 1
         yield b"%d.%d" % (epoch, offset), raw

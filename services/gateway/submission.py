@@ -82,8 +82,11 @@ class Submitter:
     async def submit(self, principal: Principal, wish: Wish, key: JobKey, *, keyed: bool) -> Submitted:
         """Raises Failed: OVERLOADED, IDEMPOTENCY_MISMATCH, SUBMIT_UNCONFIRMED (names the id), UNAVAILABLE."""
         self._pressure.admit()
-        body = encode(wish.request)
-        submission = self._submission(principal, wish, body)
+        try:
+            body = encode(wish.request)
+            submission = self._submission(principal, wish, body)
+        except RecursionError as error:  # a body that could just be read stands a few levels deeper here
+            raise failed(Code.INVALID_REQUEST, "the body is nested too deeply") from error
         ttl = ttl_s(submission, created_ms=0, now_ms=0)
         expected = 0
         for _ in range(TRIES):
