@@ -1,16 +1,16 @@
 """Metrics of the auth service.
 
-| name                      | type    | labels   | meaning                                                            |
-|---------------------------|---------|----------|--------------------------------------------------------------------|
-| auth_tokens_issued_total  | counter |          | access tokens handed out                                           |
-| auth_failures_total       | counter | reason   | requests refused: OAuth's error code, or the code of our own fault |
-| auth_clients_created_total| counter |          | clients made by the admin route                                    |
-| auth_keys_created_total   | counter |          | API keys made by the admin route                                   |
+| name                               | type    | labels | meaning                                                            |
+|------------------------------------|---------|--------|--------------------------------------------------------------------|
+| arriero_auth_tokens_issued_total   | counter |        | access tokens handed out                                           |
+| arriero_auth_failures_total        | counter | reason | requests refused: OAuth's error code, or the code of our own fault |
+| arriero_auth_clients_created_total | counter |        | clients made by the admin route                                    |
+| arriero_auth_keys_created_total    | counter |        | API keys made by the admin route                                   |
 """
 
 from prometheus_client import Counter
 
-tokens_issued = Counter("auth_tokens_issued", "Access tokens handed out")
-failures = Counter("auth_failures", "Requests refused", ["reason"])
-clients_created = Counter("auth_clients_created", "Clients made")
-keys_created = Counter("auth_keys_created", "API keys made")
+tokens_issued = Counter("arriero_auth_tokens_issued", "Access tokens handed out")
+failures = Counter("arriero_auth_failures", "Requests refused", ["reason"])
+clients_created = Counter("arriero_auth_clients_created", "Clients made")
+keys_created = Counter("arriero_auth_keys_created", "API keys made")

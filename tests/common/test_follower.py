@@ -22,7 +22,9 @@ class Seen:
         return [stored.data for stored in self.records]
 
 
-def follow(bus: Bus, seen: Seen, stream: str = "KV_models", subject: str = "$KV.models.>") -> tuple[Follower, asyncio.Task[None]]:
+def follow(
+    bus: Bus, seen: Seen, stream: str = "KV_models", subject: str = "$KV.models.>"
+) -> tuple[Follower, asyncio.Task[None]]:
     follower = Follower(bus, stream, [subject], seen.records.append, on_reset=seen.reset)
     return follower, asyncio.create_task(follower.run())
 

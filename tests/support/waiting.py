@@ -19,4 +19,6 @@ async def eventually(predicate: Callable[[], Any], within: float = 5.0, every: f
                     return last
                 await asyncio.sleep(every)
     except TimeoutError:
-        raise AssertionError(f"not within {within} s: {inspect.getsource(predicate).strip()} (last: {last!r})") from None
+        raise AssertionError(
+            f"not within {within} s: {inspect.getsource(predicate).strip()} (last: {last!r})"
+        ) from None

@@ -34,9 +34,12 @@ class Decoder(Generic[T]):
         """Raises Malformed."""
         try:
             return self._decoder.decode(payload)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            # UnicodeDecodeError is no MsgspecError, and its text would quote the payload.
-            raise Malformed("invalid UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)) from error
+        except msgspec.DecodeError as error:
+            raise Malformed(str(error)) from error
+        except UnicodeDecodeError as error:  # no MsgspecError; its text would quote the payload
+            raise Malformed("invalid UTF-8") from error
+        except RecursionError as error:
+            raise Malformed("nested too deeply") from error
 
 
 class Contract(msgspec.Struct, frozen=True, omit_defaults=True):
