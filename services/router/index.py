@@ -179,19 +179,18 @@ class Index:
         job = self.jobs.get(key)
         if job is None:
             return None  # it has ended: a mark follows its `new` in the log, and both come from one consumer
-        self._marks[key] = facts
-        return job if self._apply_mark(job) else None
+        self._marks[key], before = facts, job.cancel
+        self._apply_mark(job)
+        return job if job.cancel != before else None
 
-    def _apply_mark(self, job: Job) -> bool:
+    def _apply_mark(self, job: Job) -> None:
         mark = self._marks.get(job.key)
         if mark is None:
-            return False
+            return
         if mark.submitted < job.submitted:
             del self._marks[job.key]  # it was meant for an earlier life of this id
-            return False
-        if mark.submitted == job.submitted:
+        elif mark.submitted == job.submitted:
             job.cancel = mark.reason
-        return job.cancel is not None
 
     def _leave(self, key: JobKey) -> Leftover:
         return self.leftovers.setdefault(key, Leftover())
