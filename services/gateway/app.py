@@ -13,35 +13,32 @@ from services.gateway.http import Exchange, Receive, Scope, Send
 def create_app(specs: list[RouteSpec], credentials: Credentials) -> Any:
     # FastAPI's part is the application and, later, the OpenAPI document; the routes are plain ASGI (DESIGN §4).
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
-    app.router.routes = [
-        Route(spec.path, Endpoint(spec, credentials), methods=[spec.method], name=f"{spec.method} {spec.path}")
+    routes = [
+        _Route(spec.path, Endpoint(spec, credentials), methods=[spec.method], name=f"{spec.method} {spec.path}")
         for spec in specs
     ]
+    for route in routes:
+        route.siblings = routes
+    app.router.routes = [*routes]
     app.router.redirect_slashes = False
-    app.router.default = _unknown(app)
-    return _Guarded(app)
+    app.router.default = _unknown  # type: ignore[assignment]  # our Scope is a dict, as uvicorn gives it
+    return app.router
 
 
-def _unknown(app: FastAPI) -> Any:
-    async def default(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            await nothing_here(Exchange(scope, receive, send))
-
-    return default
+async def _unknown(scope: Scope, receive: Receive, send: Send) -> None:
+    if scope["type"] == "http":
+        await nothing_here(Exchange(scope, receive, send))
 
 
-class _Guarded:
-    """Answers in our dialects what Starlette would answer in plain text: paths that are known, with another method."""
+class _Route(Route):
+    """Answers in our dialects what Starlette would answer in plain text: a path that is known, with another method."""
 
-    def __init__(self, app: FastAPI) -> None:
-        self._app = app
-        self._router: Any = app.router
+    siblings: list["_Route"]
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+    async def handle(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["method"] in (self.methods or ()):
+            await self.app(scope, receive, send)
             return
-        matches = [route.matches(scope)[0] for route in self._app.router.routes]
-        if Match.FULL not in matches and Match.PARTIAL in matches:
-            await nothing_here(Exchange(scope, receive, send), method_known=False)
-            return
-        await self._router(scope, receive, send)
+        same_path = (route for route in self.siblings if route.matches(scope)[0] is not Match.NONE)
+        allowed = sorted({method for route in same_path for method in route.methods or ()})
+        await nothing_here(Exchange(scope, receive, send), allowed=allowed)

@@ -1,7 +1,7 @@
 """The frame around every route: who asks, may they, and every failure in the caller's dialect. Plain ASGI."""
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple
 
 import structlog
@@ -64,21 +64,21 @@ class Endpoint:
             )
 
 
-async def answer_fault(exchange: Exchange, fault: Fault) -> None:
+async def answer_fault(exchange: Exchange, fault: Fault, headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
     """As a response if nothing was sent yet; in a stream that has begun, as its last event."""
     content_type, body = error_body(fault, dialect_of(exchange.path))
     if exchange.started:
         await exchange.write(b"event: error\ndata: %b\n\n" % encode(body))
         await exchange.finish()
         return
-    await exchange.respond(MEANING[fault.code].status, encode(body), content_type, error_headers(fault))
+    await exchange.respond(MEANING[fault.code].status, encode(body), content_type, [*error_headers(fault), *headers])
 
 
-async def nothing_here(exchange: Exchange, *, method_known: bool = True) -> None:
-    if method_known:
-        fault = Fault(code=Code.NOT_FOUND, message=f"there is nothing at {exchange.path[:200]}")
-    else:
-        fault = Fault(
-            code=Code.METHOD_NOT_ALLOWED, message=f"{exchange.path[:200]} does not take {exchange.method[:20]}"
-        )
-    await answer_fault(exchange, fault)
+async def nothing_here(exchange: Exchange, *, allowed: Sequence[str] = ()) -> None:
+    """`allowed`: the methods of a path that is known."""
+    if not allowed:
+        await answer_fault(exchange, Fault(code=Code.NOT_FOUND, message=f"there is nothing at {exchange.path[:200]}"))
+        return
+    message = f"{exchange.path[:200]} does not take {exchange.method[:20]}, but {', '.join(allowed)}"
+    fault = Fault(code=Code.METHOD_NOT_ALLOWED, message=message)
+    await answer_fault(exchange, fault, [(b"allow", ", ".join(allowed).encode())])

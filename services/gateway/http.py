@@ -36,7 +36,6 @@ class Exchange:
         self.status = 0
         self._receive = receive
         self._send = send
-        self._body_read = False
 
     def header(self, name: str) -> str | None:
         wanted = name.lower().encode()
@@ -48,7 +47,7 @@ class Exchange:
     async def body(self, limit: int) -> bytes:
         """The whole request body. Raises TOO_LARGE by what is counted, not by what Content-Length says, and Disconnected."""
         declared = self.header("content-length")
-        if declared is not None and declared.isdigit() and int(declared) > limit:
+        if declared is not None and declared.isascii() and declared.isdigit() and int(declared) > limit:
             raise _too_large(limit)
         pieces, size = [], 0
         while True:
@@ -64,7 +63,6 @@ class Exchange:
                 raise _too_large(limit)
             pieces.append(message.get("body", b""))
             if not message.get("more_body", False):
-                self._body_read = True
                 return b"".join(pieces)
 
     async def disconnected(self) -> None:
@@ -104,6 +102,14 @@ class Exchange:
 
     async def finish(self) -> None:
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def abort(self) -> None:
+        """Close the connection without waiting for a client that takes nothing: what lies in the buffer would stay for ever."""
+        # ASGI has no word for it; uvicorn's `send` belongs to an object that knows the transport.
+        transport = getattr(getattr(self._send, "__self__", None), "transport", None)
+        if transport is not None:
+            transport.abort()
+            await self.disconnected()
 
     async def _start(self, status: int, headers: Sequence[tuple[bytes, bytes]]) -> None:
         self.started, self.status = True, status

@@ -4,6 +4,8 @@ The owner is the subject's; NATS lets a user publish only under its own name. An
 reply subject somebody else chose could aim an answer at a stream that others read.
 """
 
+from typing import TypeVar
+
 import msgspec
 import structlog
 
@@ -12,7 +14,7 @@ from libs.common.bus.failures import BusError
 from libs.common.contracts import subjects
 from libs.common.contracts.api import Answer, decode_cancel, decode_get, decode_list, decode_submit
 from libs.common.contracts.clients import Principal, Scope
-from libs.common.contracts.codec import Malformed, encode
+from libs.common.contracts.codec import Decoder, Malformed, encode
 from libs.common.contracts.faults import Code, Failed, Fault, failed
 from services.gateway.credentials import Credentials, require
 from services.gateway.job_service import JobService
@@ -20,7 +22,10 @@ from services.gateway.listing import list_jobs
 
 log = structlog.get_logger()
 
+T = TypeVar("T")
+
 QUEUE = "gateways"
+MAX_ANSWER = 1024 * 1024 - 4096  # nats-server's default max_payload, less what goes around it
 _SCOPES = {
     "submit": Scope.JOBS_WRITE, "get": Scope.JOBS_READ, "list": Scope.JOBS_READ, "cancel": Scope.JOBS_CANCEL,
 }  # fmt: skip
@@ -42,11 +47,16 @@ class InternalApi:
             if not message.reply.startswith(f"_INBOX.{client}."):
                 log.warning("api.foreign_reply", client=client)
                 return None
-            return encode(Answer(ok=msgspec.Raw(await self._do(client, verb, message.data))))
+            answer = encode(Answer(ok=msgspec.Raw(await self._do(client, verb, message.data))))
+            if len(answer) > MAX_ANSWER:
+                text = "the answer is too large for one NATS message; GET /jobs/{id} gives it over HTTP"
+                raise failed(Code.RESULT_TOO_LARGE, text)
+            return answer
         except Failed as error:
             return encode(Answer(fault=error.fault))
         except Malformed as error:
-            return encode(Answer(fault=Fault(code=Code.INVALID_REQUEST, message=str(error))))
+            log.error("api.record_unreadable", client=client, verb=verb, error=str(error))
+            return encode(Answer(fault=Fault(code=Code.INTERNAL, message="a stored record cannot be read")))
         except BusError as error:
             return encode(Answer(fault=Fault(code=Code.UNAVAILABLE, message=f"the queue does not answer: {error}")))
         except Exception:
@@ -63,15 +73,23 @@ class InternalApi:
     async def _call(self, principal: Principal, verb: str, payload: bytes) -> object:
         match verb:
             case "submit":
-                wish = decode_submit(payload)
+                wish = _asked(decode_submit, payload)
                 if len(wish.job) > self._max_body:
                     raise failed(Code.TOO_LARGE, f"the job is larger than the {self._max_body} bytes taken here")
                 return (await self._service.create(principal, bytes(wish.job), wish.idempotency_key)).view
             case "get":
-                get = decode_get(payload)
+                get = _asked(decode_get, payload)
                 return await self._service.get(principal, get.id, wait_s=get.wait_s)
             case "cancel":
-                return await self._service.cancel(principal, decode_cancel(payload).id)
-        page = decode_list(payload)
+                return await self._service.cancel(principal, _asked(decode_cancel, payload).id)
+        page = _asked(decode_list, payload)
         found = await list_jobs(self._bus, principal.client, cursor=page.cursor, limit=page.limit, state=page.state)
         return {"jobs": found.rows, "cursor": found.cursor}
+
+
+def _asked(decode: Decoder[T], payload: bytes) -> T:
+    """Raises Failed: what a caller sent is its own fault, what we stored is ours."""
+    try:
+        return decode(payload)
+    except Malformed as error:
+        raise failed(Code.INVALID_REQUEST, str(error)) from error

@@ -131,8 +131,12 @@ class JobService:
 
     async def _wait_for_end(self, key: JobKey, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds), Watch(self.bus, key, takes_reset=True) as watch:
-                async for item in watch.items():
+            async with (
+                asyncio.timeout(seconds),
+                Watch(self.bus, key, takes_reset=True) as watch,
+                contextlib.aclosing(watch.items()) as items,
+            ):
+                async for item in items:
                     if isinstance(item, Log) and item.ended:
                         return
 

@@ -1,6 +1,8 @@
 """`/jobs`: submit, look, read along, cancel, list (DESIGN §5)."""
 
-from collections.abc import AsyncIterator
+import re
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 
 from libs.common.contracts.clients import Principal, Scope
 from libs.common.contracts.codec import Malformed, encode
@@ -9,6 +11,7 @@ from libs.common.contracts.faults import Code, failed
 from libs.common.contracts.headers import IDEMPOTENCY_KEY, JOB_ID
 from libs.common.contracts.jobs import Binding
 from libs.common.contracts.subjects import JobKey
+from libs.common.journal import Facts
 from services.gateway.endpoint import RouteSpec
 from services.gateway.http import Disconnected, Exchange
 from services.gateway.job_service import JobService
@@ -16,6 +19,8 @@ from services.gateway.listing import list_jobs
 from services.gateway.sse import log_frames, state_frame
 from services.gateway.streaming import Draining, Streams
 from services.gateway.watch import Changed, Log, Reset, Watch
+
+_NUMBER = re.compile(r"[0-9]{1,9}")
 
 
 class JobsRoutes:
@@ -41,13 +46,17 @@ class JobsRoutes:
         await exchange.respond_json(202 if created.new else 200, created.view, headers)
 
     async def get(self, exchange: Exchange, principal: Principal) -> None:
-        view = await self._service.get(principal, exchange.params["id"], wait_s=_seconds(exchange, "wait"))
+        job, wait_s = exchange.params["id"], _seconds(exchange, "wait")
+        try:
+            view = await self._streams.during(exchange, self._service.get(principal, job, wait_s=wait_s))
+        except Draining:
+            view = await self._service.get(principal, job)
         await exchange.respond_json(200, view)
 
     async def list(self, exchange: Exchange, principal: Principal) -> None:
         query = exchange.query
         limit = query.get("limit", "50")
-        if not limit.isdigit():
+        if not _NUMBER.fullmatch(limit):
             raise failed(Code.INVALID_REQUEST, "limit must be a number", path="limit")
         page = await list_jobs(
             self._service.bus,
@@ -70,41 +79,40 @@ class JobsRoutes:
         await self._service.newest(key)  # 404 before the response begins
         async with self._streams.opened(), Watch(self._service.bus, key, position, takes_reset=takes_reset) as watch:
             frames = self._frames(key, watch, resumed=position != START)
-            first = await anext(frames)  # a lost position is an error before the response begins, too
-            await exchange.start_events([(JOB_ID.lower().encode(), key.job.encode())])
             try:
-                await self._streams.relay(exchange, _chain(first, frames))
+                await self._streams.relay(exchange, frames, [(JOB_ID.lower().encode(), key.job.encode())])
             except Draining:
+                if not exchange.started:
+                    raise failed(
+                        Code.DRAINING, "this gateway is shutting down; another one takes the request"
+                    ) from None
                 await exchange.write(b": this gateway shuts down; resume with Last-Event-ID\n\n")
             except Disconnected:
                 return
             await exchange.finish()
 
-    async def _frames(self, key: JobKey, watch: Watch, *, resumed: bool) -> AsyncIterator[bytes]:
+    async def _frames(self, key: JobKey, watch: Watch, *, resumed: bool) -> AsyncGenerator[bytes, None]:
         begun = resumed  # a resumed stream repeats no state, so that its bytes are those of the uncut one
-        async for item in watch.items():
-            match item:
-                case Log(position, events, _):
-                    begun = True
-                    yield log_frames(position, events)
-                case Reset():
-                    yield state_frame("reset", b"{}")
-                case Changed(Binding(node=str()) as binding):
-                    if not begun:
-                        facts = {"node": binding.node, "epoch": binding.epoch, "attempts": len(binding.attempts) + 1}
-                        yield state_frame("bound", encode(facts))
-                        if binding.decision is not None and binding.decision.cold:
-                            yield state_frame("loading", encode({"model": binding.job.model, "node": binding.node}))
-                    else:
-                        yield b""
-                case Changed():
-                    yield b"" if begun else state_frame("queued", encode({"id": key.job}))
+        async with aclosing(watch.items()) as items:
+            async for item in items:
+                match item:
+                    case Log(position, events, _):
+                        begun = True
+                        yield log_frames(position, events)
+                    case Reset():
+                        yield state_frame("reset", b"{}")
+                    case Changed(facts):
+                        yield b"" if begun else _state(key, facts)
 
 
-async def _chain(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    yield first
-    async for frame in rest:
-        yield frame
+def _state(key: JobKey, facts: Facts) -> bytes:
+    if not isinstance(facts, Binding) or facts.node is None:
+        return state_frame("queued", encode({"id": key.job}))
+    bound = {"node": facts.node, "epoch": facts.epoch, "attempts": len(facts.attempts) + 1}
+    shown = state_frame("bound", encode(bound))
+    if facts.decision is not None and facts.decision.cold:
+        shown += state_frame("loading", encode({"model": facts.job.model, "node": facts.node}))
+    return shown
 
 
 def _position(exchange: Exchange) -> Position:

@@ -2,8 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
-from contextlib import suppress
+from collections.abc import AsyncGenerator
+from contextlib import aclosing, suppress
 from typing import Any
 
 import structlog
@@ -26,10 +26,6 @@ from services.gateway.streaming import Draining, Streams
 from services.gateway.watch import Log, Watch
 
 log = structlog.get_logger()
-
-# An error that comes so soon is a response with its own status; after that the stream begins, and pings tell proxies that
-# somebody is there.
-BEGIN_S = 2.0
 
 
 class OpenAiRoutes:
@@ -83,64 +79,41 @@ class OpenAiRoutes:
 
     async def _stream(self, exchange: Exchange, wanted: ChatWish, key: JobKey, watch: Watch, *, detached: bool) -> None:
         frames = self._frames(wanted, key, watch, with_positions=detached)
-        first = asyncio.ensure_future(anext(frames))
-        gone = asyncio.ensure_future(exchange.disconnected())
         try:
-            await asyncio.wait({first, gone}, timeout=BEGIN_S, return_when=asyncio.FIRST_COMPLETED)
-            if gone.done():
-                raise Disconnected
-            if first.done():
-                first.result()  # a failure before the first token is a response with its own status
-        finally:
-            for waiting in (gone, *(() if not gone.done() else (first,))):
-                waiting.cancel()
-                with suppress(asyncio.CancelledError, StopAsyncIteration, Failed):
-                    await waiting
-        await exchange.start_events(_headers(key))
-        try:
-            await self._streams.relay(exchange, _after(first, frames))
+            await self._streams.relay(exchange, frames, _headers(key))
         except Draining:
-            fault = failed(Code.DRAINING, f"this gateway shuts down; read on at /jobs/{key.job}/stream").fault
-            await exchange.write(data_frame(encode_error(fault)))
+            await _fail(exchange, _draining(key))
         except Failed as error:
-            await exchange.write(data_frame(encode_error(error.fault)))
+            await _fail(exchange, error)
         await exchange.finish()
 
     async def _frames(
         self, wanted: ChatWish, key: JobKey, watch: Watch, *, with_positions: bool
-    ) -> AsyncIterator[bytes]:
+    ) -> AsyncGenerator[bytes, None]:
         """Raises Failed if the job ended without an answer before the first token."""
         writer = ChunkWriter(key.job, wanted.wish.request.model, int(time.time()), include_usage=wanted.include_usage)
         began, shown = time.monotonic(), False
-        async for item in watch.items():
-            if not isinstance(item, Log):
-                continue
-            frames = []
-            for position, raw in positions(item.position, item.events):
-                event = decode_event(raw)
-                if not shown:
-                    if event.end is not None and (fault := fault_of(event.end)) is not None:
-                        raise Failed(fault)
-                    metrics.first_token.observe(time.monotonic() - began)
-                    shown = True
-                for data in writer.chunks(event):
-                    frames.append(data_frame(data, position if with_positions else None))
-            yield b"".join(frames)
+        async with aclosing(watch.items()) as items:
+            async for item in items:
+                if not isinstance(item, Log):
+                    continue
+                frames = []
+                for position, raw in positions(item.position, item.events):
+                    event = decode_event(raw)
+                    if not shown:
+                        if event.end is not None and (fault := fault_of(event.end)) is not None:
+                            raise Failed(fault)
+                        metrics.first_token.observe(time.monotonic() - began)
+                        shown = True
+                    for data in writer.chunks(event):
+                        frames.append(data_frame(data, position if with_positions else None))
+                yield b"".join(frames)
 
     async def _whole(self, exchange: Exchange, wanted: ChatWish, key: JobKey, watch: Watch) -> None:
-        collecting = asyncio.ensure_future(_collect(watch))
-        gone = asyncio.ensure_future(exchange.disconnected())
         try:
-            await asyncio.wait({collecting, gone}, return_when=asyncio.FIRST_COMPLETED)
-            if not collecting.done():
-                raise Disconnected
-            answer = collecting.result()
-        finally:
-            for waiting in (collecting, gone):
-                if not waiting.done():
-                    waiting.cancel()
-                    with suppress(asyncio.CancelledError):
-                        await waiting
+            answer = await self._streams.during(exchange, _collect(watch))
+        except Draining:
+            raise _draining(key) from None
         assert answer.end is not None
         if (fault := fault_of(answer.end)) is not None:
             raise Failed(fault)
@@ -161,20 +134,23 @@ class OpenAiRoutes:
 
 async def _collect(watch: Watch) -> Answer:
     answer = Answer()
-    async for item in watch.items():
-        if isinstance(item, Log):
-            for raw in item.events.splitlines():
-                answer.add(decode_event(raw))
+    async with aclosing(watch.items()) as items:
+        async for item in items:
+            if isinstance(item, Log):
+                for raw in item.events.split(b"\n")[:-1]:
+                    answer.add(decode_event(raw))
     return answer
 
 
-async def _after(first: "asyncio.Future[bytes]", rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    try:
-        yield await first
-    except StopAsyncIteration:
-        return
-    async for frame in rest:
-        yield frame
+async def _fail(exchange: Exchange, error: Failed) -> None:
+    """Before the response has begun it has the failure's own status; in the stream it is an error object, and no [DONE]."""
+    if not exchange.started:
+        raise error
+    await exchange.write(data_frame(encode_error(error.fault)))
+
+
+def _draining(key: JobKey) -> Failed:
+    return failed(Code.DRAINING, f"this gateway shuts down; the job goes on: read it at /jobs/{key.job}")
 
 
 def _headers(key: JobKey) -> list[tuple[bytes, bytes]]:

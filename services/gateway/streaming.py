@@ -2,14 +2,20 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
-from typing import Any
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
+from typing import Any, TypeVar
 
 from services.gateway import metrics
 from services.gateway.http import Disconnected, Exchange
 from services.gateway.sse import PING
 
-PING_S = 10.0  # proxies cut connections that are silent for a minute
+T = TypeVar("T")
+
+# An error that comes so soon is a response with its own status; after that the stream begins, and pings tell proxies that
+# somebody is there.
+BEGIN_S = 2.0
+PING_S = 10.0  # after so long without a frame, at most twice that; proxies cut connections that are silent for a minute
 STALLED_S = 60.0  # a client that takes nothing for so long is closed; it can resume
 
 
@@ -21,13 +27,14 @@ class Streams:
     """All open streams of this process."""
 
     def __init__(self) -> None:
-        self._ending = asyncio.Event()
+        self._ending: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._open = 0
         self._idle = asyncio.Event()
         self._idle.set()
 
     def end_all(self) -> None:
-        self._ending.set()
+        if not self._ending.done():
+            self._ending.set_result(None)
 
     async def all_closed(self) -> None:
         await self._idle.wait()
@@ -45,45 +52,93 @@ class Streams:
             if not self._open:
                 self._idle.set()
 
-    async def relay(self, exchange: Exchange, frames: AsyncIterator[bytes], *, ping: bytes = PING) -> None:
-        """Write what `frames` yields. The response must have begun.
-
-        Raises Disconnected when the client has gone (or takes nothing any more), Draining when `end_all` was called.
-        """
+    async def during(self, exchange: Exchange, work: Coroutine[Any, Any, T]) -> T:
+        """What `work` returns, unless the client goes (Disconnected) or `end_all` is called (Draining) before."""
         gone = asyncio.ensure_future(exchange.disconnected())
-        ending = asyncio.ensure_future(self._ending.wait())
-        following: asyncio.Future[bytes] | None = None
+        working = asyncio.ensure_future(work)
+        try:
+            waits: set[asyncio.Future[Any]] = {gone, working, self._ending}
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            if working.done():
+                return working.result()
+            raise Disconnected if gone.done() else Draining
+        finally:
+            await _cancelled(gone, working)
+
+    async def relay(
+        self,
+        exchange: Exchange,
+        frames: AsyncGenerator[bytes, None],
+        headers: Sequence[tuple[bytes, bytes]] = (),
+    ) -> None:
+        """Write what `frames` yields; the response begins with the first frame, or after BEGIN_S.
+
+        Raises what `frames` raises, Disconnected when the client has gone (or takes nothing any more), and Draining when
+        `end_all` was called. Whole frames only are written, so something can be added afterwards.
+        """
+        writer = _Writer(exchange, headers)
+        gone = asyncio.ensure_future(exchange.disconnected())
+        # One task for the whole stream: a task and a time-out for each frame cost more than the frame.
+        writing = asyncio.ensure_future(writer.write_all(frames))
+        patience = BEGIN_S
         try:
             while True:
-                following = following or asyncio.ensure_future(anext(frames))
-                waits: set[asyncio.Future[Any]] = {following, gone, ending}
-                await asyncio.wait(waits, timeout=PING_S, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait({gone, writing, self._ending}, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
+                if writing.done():
+                    return writing.result()
                 if gone.done():
                     raise Disconnected
-                if following.done():
-                    try:
-                        frame = following.result()
-                    except StopAsyncIteration:
-                        return
-                    following = None
-                    await _write(exchange, frame)
-                elif ending.done():
+                if self._ending.done():
                     raise Draining
-                else:
-                    await _write(exchange, ping)
+                await writer.while_idle()
+                patience = min(PING_S, STALLED_S)
         finally:
-            for waiting in (gone, ending, following):
-                if waiting is not None and not waiting.done():
-                    waiting.cancel()
-                    with contextlib.suppress(asyncio.CancelledError, StopAsyncIteration):
-                        await waiting
+            await _cancelled(gone, writing)
+            await frames.aclose()
 
 
-async def _write(exchange: Exchange, data: bytes) -> None:
-    if not data:
-        return
-    try:
-        async with asyncio.timeout(STALLED_S):
-            await exchange.write(data)
-    except (TimeoutError, OSError) as error:
-        raise Disconnected from error
+class _Writer:
+    def __init__(self, exchange: Exchange, headers: Sequence[tuple[bytes, bytes]]) -> None:
+        self._exchange = exchange
+        self._headers = headers
+        self._is_writing = False
+        self._since = time.monotonic()  # when the last write began, or ended
+
+    async def write_all(self, frames: AsyncIterator[bytes]) -> None:
+        async for frame in frames:
+            await self._write(frame)
+
+    async def while_idle(self) -> None:
+        """Called now and then: begins a response that nothing began, pings, gives up a client that takes nothing."""
+        quiet = time.monotonic() - self._since
+        if not self._exchange.started:
+            await self._write(b"")
+        elif self._is_writing:
+            if quiet >= STALLED_S:
+                await self._exchange.abort()
+                raise Disconnected
+        elif quiet >= PING_S:
+            try:
+                async with asyncio.timeout(STALLED_S):
+                    await self._write(PING)
+            except TimeoutError:
+                await self._exchange.abort()
+                raise Disconnected from None
+
+    async def _write(self, frame: bytes) -> None:
+        self._is_writing, self._since = True, time.monotonic()
+        try:
+            if not self._exchange.started:
+                await self._exchange.start_events(self._headers)
+            if frame:
+                await self._exchange.write(frame)
+        except OSError as error:
+            raise Disconnected from error
+        self._is_writing, self._since = False, time.monotonic()
+
+
+async def _cancelled(*tasks: asyncio.Future[Any]) -> None:
+    """Returns when all have ended. What they raise is of no interest any more."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

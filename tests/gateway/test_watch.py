@@ -25,7 +25,7 @@ A, B, C = events("a "), events("b "), events("c ")
 
 
 @pytest.fixture
-async def gateway(nats: NatsServer) -> AsyncIterator[Bus]:
+async def gateway(nats: NatsServer) -> AsyncIterator[Bus]:  # its connection is all of a gateway that is needed here
     """The watch's own connection; the script speaks on `bus`."""
     async with connected(nats) as connection:
         yield connection
