@@ -15,7 +15,7 @@ from typing import Any
 
 import structlog
 
-from libs.common.bus.connection import Bus, Message, Stored, parse_time_ms
+from libs.common.bus.connection import Bus, Message, Stored
 from libs.common.bus.failures import Away, BusError, Full, NoResponders
 from libs.common.contracts import subjects
 from libs.common.contracts.codec import Malformed, encode
@@ -37,7 +37,7 @@ from libs.common.contracts.faults import Code, Fault
 from libs.common.contracts.headers import FACTS
 from libs.common.contracts.jobs import MAX_RUN_S, Binding, Completion, Submission, decode_cancel_mark
 from libs.common.contracts.nodes import canonical_model, decode_heartbeat
-from libs.common.contracts.streams import JOBS, OUT
+from libs.common.contracts.streams import OUT
 from libs.common.contracts.subjects import JobKey
 from libs.common.journal import Entry, Journal, Lost, facts_of
 from services.router import metrics
@@ -64,7 +64,6 @@ TIDY_AT_ONCE = 64
 TIDY_RETRY_S = 5.0
 SWEEP_AT_ONCE = 1000  # jobs of the whole index looked at per tick: 20,000 in five seconds, a millisecond each time
 RETRY_MS = 1000  # after a deed that NATS did not let through
-CLOCK_S = 30.0  # between two sights of the server's clock
 
 
 @dataclass(slots=True)
@@ -78,15 +77,15 @@ class Care:
 
 
 class Router:
-    def __init__(self, bus: Bus, is_active: Callable[[], bool]) -> None:
+    def __init__(self, bus: Bus, clock: ServerClock, is_active: Callable[[], bool]) -> None:
         self.index = Index()
         self.queue = PendingQueue()
         self.fleet = Fleet()
         self._bus = bus
         self._is_active = is_active
         self._journal = Journal(bus)
-        self._clock = ServerClock()
-        self._transitions = Transitions(bus, self._clock)
+        self._clock = clock
+        self._transitions = Transitions(bus, clock)
         self._wake = asyncio.Event()
         self._busy: set[JobKey] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -217,8 +216,6 @@ class Router:
             return
         match settle(job, self._clock.now_ms()):
             case Enqueue():
-                if key not in self.queue:
-                    heapq.heappush(self._delayed, (int(job.deadline_ms) + 1, key))
                 self.queue.add(key, canonical_model(job.submission.model), job.submission.priority, job.submitted)
             case Wait(until_ms):
                 self._wait(key, until_ms)
@@ -278,17 +275,6 @@ class Router:
         finally:
             for task in self._tasks:
                 task.cancel()
-
-    async def keep_time(self) -> None:
-        """Endless: looks at the server's clock, by which deadlines are counted and records expire."""
-        while True:
-            asked_at = time.monotonic()
-            try:
-                info = await self._bus.api(f"STREAM.INFO.{JOBS}")
-                self._clock.learn(parse_time_ms(info["ts"]), (asked_at + time.monotonic()) / 2)
-            except (BusError, KeyError) as error:
-                log.debug("clock.unknown", error=str(error))
-            await asyncio.sleep(CLOCK_S)
 
     async def ping_nodes(self) -> None:
         """Endless: a process that was killed is noticed by its silence within three pings."""
@@ -360,7 +346,6 @@ class Router:
         while self._delayed and self._delayed[0][0] <= self._clock.now_ms():
             _, key = heapq.heappop(self._delayed)
             if (delayed := self.index.jobs.get(key)) is not None:
-                self.queue.discard(key)
                 self._place(delayed)
         for job in list(self._bound.values()):
             if job.key not in self._busy:
@@ -372,14 +357,18 @@ class Router:
         self._look_for_strays(now)
 
     def _sweep(self, now: float) -> None:
-        """A slice of everything, in turn: whatever fell through is put back where it belongs."""
+        """A slice of everything, in turn: deadlines, readers, and whatever fell through is put back where it belongs."""
         if not self._to_sweep:
             self._to_sweep.extend(self.index.jobs)
+        now_ms = self._clock.now_ms()
         for _ in range(min(SWEEP_AT_ONCE, len(self._to_sweep))):
             job = self.index.jobs.get(self._to_sweep.popleft())
             if job is None:
                 continue
-            if not any(job.key in placed for placed in (self.queue, self._bound, self._waiting, self._due, self._busy)):
+            if job.key in self.queue:
+                if now_ms >= job.deadline_ms:
+                    self._place(job)
+            elif not any(job.key in placed for placed in (self._bound, self._waiting, self._due, self._busy)):
                 log.error("job.misplaced", job_id=job.key.job)
                 self._place(job)
             if not job.submission.detached:

@@ -13,6 +13,7 @@ from libs.common.contracts import subjects
 from libs.common.contracts.streams import JOBS, NODES, key_subject
 from libs.common.ids import new_boot_id
 from libs.common.runtime import Running, Service
+from services.router.clock import ServerClock
 from services.router.lease import Lease
 from services.router.loop import Router
 from services.router.settings import RouterSettings
@@ -32,7 +33,9 @@ async def start(settings: RouterSettings, bus: Bus) -> AsyncIterator[Running]:
             await serving.pop().stop()
 
     lease = Lease(bus, new_boot_id(), on_lease)
-    router = Router(bus, is_active=lambda: lease.active and jobs.caught_up.is_set())
+    clock = ServerClock()
+    last = await clock.look(bus)
+    router = Router(bus, clock, is_active=lambda: lease.active and jobs.caught_up.is_set())
     jobs = Follower(
         bus,
         JOBS,
@@ -42,7 +45,6 @@ async def start(settings: RouterSettings, bus: Bus) -> AsyncIterator[Running]:
         headers_only=True,
     )
     # `done` only from where the rebuild began: what is older shows when a compare-and-set on it fails.
-    last = (await bus.api(f"STREAM.INFO.{JOBS}"))["state"]["last_seq"]
     done = Follower(bus, JOBS, [subjects.DONE], router.on_record, headers_only=True, from_sequence=last + 1)
     nodes = Follower(bus, f"KV_{NODES}", [key_subject(NODES, "*")], router.on_node_record)
     heartbeats = await bus.subscribe(key_subject(NODES, "*"), router.on_heartbeat)
@@ -60,7 +62,7 @@ async def start(settings: RouterSettings, bus: Bus) -> AsyncIterator[Running]:
                 "lease": lease.run(),
                 "loop": router.run(),
                 "pings": router.ping_nodes(),
-                "clock": router.keep_time(),
+                "clock": clock.keep(bus),
             },
             checks={
                 "lease": lease.problem,

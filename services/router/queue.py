@@ -35,7 +35,12 @@ class PendingQueue:
         place = (RANK[priority], submitted)
         if self._places.get(key) != (place, model):
             self._places[key] = (place, model)
-            heapq.heappush(self._heaps.setdefault(model, []), (place, key))
+            heap = self._heaps.setdefault(model, [])
+            heapq.heappush(heap, (place, key))
+            if (
+                len(heap) > 2 * len(self._places) + 1000
+            ):  # behind a head that stays, entries of those who left would pile up
+                heap[:] = sorted({(at, who) for at, who in heap if self._places.get(who) == (at, model)})
 
     def discard(self, key: JobKey) -> None:
         self._places.pop(key, None)

@@ -7,7 +7,14 @@ from tests.router.building import Routers
 @pytest.fixture
 def routers(monkeypatch: pytest.MonkeyPatch) -> Routers:
     """Routers whose patience is short, so that a test need not wait for it. The lengths are policy, not safety."""
-    for name, value in {"TICK_S": 0.05, "ASK_S": 0.15, "PING_S": 0.1, "STRAY_S": 0.2, "RUN_TIMEOUT_S": 0.3}.items():
+    for name, value in {
+        "TICK_S": 0.05,
+        "ASK_S": 0.15,
+        "PING_S": 0.1,
+        "STRAY_S": 0.2,
+        "RUN_TIMEOUT_S": 0.3,
+        "RETRY_MS": 200,
+    }.items():
         monkeypatch.setattr(loop, name, value)
     monkeypatch.setattr(settle, "BACKOFF_MS", (50, 100, 150))
     monkeypatch.setattr(settle, "BUSY_BACKOFF_MS", 50)

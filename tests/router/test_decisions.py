@@ -192,6 +192,18 @@ def test_the_head_is_not_starved_by_those_who_come_later() -> None:
         assert next(queue.heads()) == (first, "m:1")
 
 
+def test_those_who_have_left_are_not_kept_behind_a_head_that_stays() -> None:
+    queue = PendingQueue()
+    first = a_key()
+    queue.add(first, "m:1", Priority.INTERACTIVE, 1)
+    for n in range(5_000):
+        key = a_key()
+        queue.add(key, "m:1", Priority.BATCH, n)
+        queue.discard(key)
+    assert list(queue.heads()) == [(first, "m:1")]
+    assert len(queue._heaps["m:1"]) <= 1_100
+
+
 def test_a_job_that_was_given_back_gets_its_old_place() -> None:
     queue = PendingQueue()
     old, young = a_key(), a_key()

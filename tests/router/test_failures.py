@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from libs.common.bus.connection import Bus, Message
+from libs.common.bus.failures import Away
 from libs.common.contracts import subjects
 from libs.common.contracts.control import decode_freeze
 from libs.common.contracts.events import frame
@@ -172,14 +173,16 @@ async def test_nobody_binds_or_ends_before_what_was_shown_is_known(bus: Bus, rou
         await heard(router, 2)
         key = await submit(bus)
         run = await runs_on(dying, key)
-        gathering = asyncio.Event()
-        shown = router._shown
+        failures, heals, shown = 0, asyncio.Event(), router._shown
 
-        async def delayed(job, epoch):  # type: ignore[no-untyped-def]
-            await gathering.wait()
+        async def failing(job, epoch):  # type: ignore[no-untyped-def]
+            nonlocal failures
+            if not heals.is_set():
+                failures += 1
+                raise Away("nobody can be asked")
             return await shown(job, epoch)
 
-        router._shown = delayed  # type: ignore[method-assign]
+        router._shown = failing  # type: ignore[method-assign]
         other.models = ("m:1",)
         await dying.vanish()
 
@@ -191,9 +194,10 @@ async def test_nobody_binds_or_ends_before_what_was_shown_is_known(bus: Bus, rou
         router.index.jobs[key].cancel = "not wanted"
         await other.beat()
         await eventually(lambda: router.fleet.nodes["b"].disk)
+        await eventually(lambda: failures >= 3)
         assert await requeued()
         assert not other.asked
-        gathering.set()
+        heals.set()
         assert (await ended(bus, key)).state is JobState.CANCELLED
 
 
