@@ -24,7 +24,9 @@ UP = UpFile(
 
 
 def test_the_lines_to_paste_are_whole_shell_lines_with_valid_json():
-    text = summary(UP, model="llama3.2:3b", nats_env=Path("/h/nats-demo.env"), logs=Path("/h/logs"))
+    text = summary(
+        UP, gateways=[UP.gateway], model="llama3.2:3b", nats_env=Path("/h/nats-demo.env"), logs=Path("/h/logs")
+    )
     lines = [line.strip() for line in text.splitlines() if "curl" in line]
 
     assert len(lines) == 3

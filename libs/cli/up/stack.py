@@ -203,6 +203,7 @@ class Stack:
             await first_answer(self._narrator, up.gateway, up.api_key, model, models)
         text = summary(
             up,
+            gateways=[url(port) for port in self._ports.gateways],
             model=model,
             nats_env=nats_environment(self._home, up.client_id),
             logs=self._home.logs,

@@ -2,12 +2,13 @@
 
 import json
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 from libs.cli.home import UpFile
 
 
-def summary(up: UpFile, *, model: str | None, nats_env: Path, logs: Path) -> str:
+def summary(up: UpFile, *, gateways: Sequence[str], model: str | None, nats_env: Path, logs: Path) -> str:
     model = model or "MODEL"
     chat = {"model": model, "stream": True, "messages": [{"role": "user", "content": "Why are llamas good walkers?"}]}
     job = {"model": model, "prompt": "Write a haiku about a mountain pass."}
@@ -17,7 +18,7 @@ def summary(up: UpFile, *, model: str | None, nats_env: Path, logs: Path) -> str
     return f"""
 Arriero is up.
 
-  gateway   {up.gateway}   (OpenAI's API under /v1)
+  gateway   {", ".join(gateways)}   (OpenAI's API under /v1)
   auth      {up.auth}
   NATS      {up.nats}   (credentials: {nats_env})
   API key   {up.api_key}
