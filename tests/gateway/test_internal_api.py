@@ -1,0 +1,247 @@
+"""`api.<client>.*`: the same jobs over NATS, answered only to the client's own inboxes."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from libs.common.bus.connection import Bus, Message
+from libs.common.bus.failures import Away
+from libs.common.contracts.api import decode_answer
+from libs.common.contracts.clients import DEFAULT_SCOPES, Client, Policy, Scope
+from libs.common.contracts.codec import encode
+from libs.common.contracts.faults import Code
+from libs.common.contracts.requests import Priority
+from libs.common.contracts.subjects import JobKey
+from libs.common.journal import Journal
+from services.gateway import internal, job_service
+from tests.gateway.conftest import adopt
+from tests.gateway.running import MODEL, Gateway
+from tests.gateway.scripted import END, Script, events
+from tests.support.nats_server import NatsServer, connected
+from tests.support.waiting import eventually
+
+JOB = {"model": MODEL, "prompt": "hi"}
+
+
+class Service:
+    """An internal service: asks as itself, through inboxes of its own."""
+
+    def __init__(self, bus: Bus) -> None:
+        self.bus = bus
+
+    async def ask(self, verb: str, payload: Any = None, *, client: str = "") -> dict[str, Any]:
+        data = payload if isinstance(payload, bytes) else b"" if payload is None else json.dumps(payload).encode()
+        reply = await self.bus.request(f"api.{client or self.bus.user}.{verb}", data)
+        decode_answer(reply)
+        return dict(json.loads(reply))
+
+    async def ok(self, verb: str, payload: Any = None) -> dict[str, Any]:
+        answer = await self.ask(verb, payload)
+        assert "ok" in answer, answer
+        return dict(answer["ok"])
+
+    async def fault(self, verb: str, payload: Any = None, **more: Any) -> dict[str, Any]:
+        answer = await self.ask(verb, payload, **more)
+        assert set(answer) == {"fault"}
+        return dict(answer["fault"])
+
+
+@pytest.fixture
+async def service(nats: NatsServer, gateway: Gateway) -> AsyncIterator[Service]:
+    async with connected(nats, "alice") as bus:
+        made = Service(bus)
+        await eventually(lambda: _answered(made))
+        yield made
+
+
+async def _answered(service: Service) -> bool:
+    return "ok" in await service.ask("list")
+
+
+async def test_a_job_is_submitted_looked_at_and_taken(service: Service, bus: Bus) -> None:
+    made = await service.ok("submit", {"job": JOB | {"metadata": {"run": "4"}}})
+    assert made == {"id": made["id"], "state": "queued", "kind": "generate", "model": MODEL}
+    seen = await service.ok("get", {"id": made["id"]})
+    assert (seen["state"], seen["position"], seen["metadata"]) == ("queued", 4, {"run": "4"})
+
+    script = await adopt(bus, made["id"])
+    await script.bind()
+    waiting = asyncio.create_task(service.ok("get", {"id": made["id"], "wait_s": 1.5}))
+    await script.finish(events("Hello ") + END)
+    done = await waiting
+    assert (done["state"], done["result"]["response"]) == ("succeeded", "Hello ")
+
+
+async def test_a_job_is_cancelled_and_when_finished_erased(
+    service: Service, bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job_service, "CANCEL_WAIT_S", 0.05)
+    job = (await service.ok("submit", {"job": JOB}))["id"]
+    assert (await service.ok("cancel", {"id": job}))["cancelling"] is True
+    assert await Journal(bus).cancel_mark(JobKey("alice", job)) is not None
+    script = await adopt(bus, job)
+    await script.finish(END)
+    assert await service.ok("cancel", {"id": job}) == {"id": job, "state": "succeeded", "erased": True}
+    assert (await service.fault("get", {"id": job}))["code"] == Code.JOB_NOT_FOUND
+
+
+async def test_jobs_are_listed_page_by_page(service: Service, bus: Bus) -> None:
+    for n in range(5):
+        await Script(bus, JobKey("alice", f"job_{n}")).submit()
+    first = await service.ok("list", {"limit": 2})
+    assert [job["id"] for job in first["jobs"]] == ["job_0", "job_1"]
+    rest = await service.ok("list", {"cursor": first["cursor"]})
+    assert [job["id"] for job in rest["jobs"]] == ["job_2", "job_3", "job_4"]
+    assert rest["cursor"] is None
+    assert (await service.ok("list", {"state": "failed"}))["jobs"] == []
+
+
+async def test_the_same_key_gives_the_same_job_and_another_body_is_refused(service: Service) -> None:
+    made = await service.ok("submit", {"job": JOB, "idempotency_key": "k"})
+    again = await service.ok("submit", {"job": JOB, "idempotency_key": "k"})
+    assert again["id"] == made["id"]
+    fault = await service.fault("submit", {"job": JOB | {"prompt": "x"}, "idempotency_key": "k"})
+    assert fault["code"] == Code.IDEMPOTENCY_MISMATCH
+
+
+@pytest.mark.parametrize(
+    ("verb", "payload", "code", "path"),
+    [
+        ("submit", {"job": {"model": MODEL}}, Code.INVALID_REQUEST, None),
+        ("submit", {"job": JOB | {"temprature": 1}}, Code.INVALID_REQUEST, "temprature"),
+        ("submit", {"job": JOB | {"model": "gpt-9"}}, Code.MODEL_NOT_FOUND, "model"),
+        ("submit", {"job": 7}, Code.INVALID_REQUEST, None),
+        ("submit", {"job": JOB, "idempotency_key": 7}, Code.INVALID_REQUEST, None),
+        ("submit", {"job": JOB, "idempotency_key": ""}, Code.INVALID_REQUEST, "Idempotency-Key"),
+        ("submit", {}, Code.INVALID_REQUEST, None),
+        ("submit", None, Code.INVALID_REQUEST, None),
+        ("submit", b"{", Code.INVALID_REQUEST, None),
+        ("submit", b"\xff", Code.INVALID_REQUEST, None),
+        ("submit", b'{"job":"\xff"}', Code.INVALID_REQUEST, None),
+        ("submit", {"job": JOB | {"prompt": "x" * 600_000}}, Code.TOO_LARGE, None),
+        ("get", {"id": "job_nothere"}, Code.JOB_NOT_FOUND, None),
+        ("get", {"id": "*"}, Code.JOB_NOT_FOUND, None),
+        ("get", {"id": ">"}, Code.JOB_NOT_FOUND, None),
+        ("get", {}, Code.INVALID_REQUEST, None),
+        ("get", {"id": "x", "wait_s": "long"}, Code.INVALID_REQUEST, None),
+        ("cancel", {"id": "job_nothere"}, Code.JOB_NOT_FOUND, None),
+        ("cancel", {"id": 7}, Code.INVALID_REQUEST, None),
+        ("list", {"limit": 0}, Code.INVALID_REQUEST, "limit"),
+        ("list", {"limit": "5"}, Code.INVALID_REQUEST, None),
+        ("list", {"cursor": "²"}, Code.INVALID_REQUEST, "cursor"),
+        ("list", {"state": "happy"}, Code.INVALID_REQUEST, "state"),
+        ("erase", {}, Code.NOT_FOUND, None),
+    ],
+)  # fmt: skip
+async def test_what_is_wrong_is_a_fault_with_the_code_and_path_of_the_http_surface(
+    service: Service, verb: str, payload: Any, code: Code, path: str | None
+) -> None:
+    fault = await service.fault(verb, payload)
+    assert (fault["code"], fault.get("path")) == (code, path)
+    assert fault["message"]
+
+
+async def test_somebody_elses_job_looks_exactly_like_none_at_all(service: Service, bus: Bus) -> None:
+    script = Script(bus, JobKey("bob", "job_of_bob"))
+    await script.submit()
+    for verb in ("get", "cancel"):
+        assert await service.fault(verb, {"id": "job_of_bob"}) == await service.fault(verb, {"id": "job_nothere"})
+    assert (await service.ok("list"))["jobs"] == []
+    assert await Journal(bus).cancel_mark(script.key) is None
+
+
+@pytest.mark.parametrize(
+    "reply", ["_INBOX.bob.x", "_INBOX.x", "_INBOX.alicex.1", "jobs.bob.job_x.new", "evt.bob.x", "_INBOX.alice"]
+)
+async def test_an_answer_goes_to_the_clients_own_inboxes_or_nowhere(service: Service, bus: Bus, reply: str) -> None:
+    """A reply subject of the caller's choice could aim an answer at a stream, or at somebody who reads along."""
+    heard: list[Message] = []
+    subscription = await bus.subscribe(">", heard.append)
+    await bus.last("JOBS", "jobs.>")  # the server has the subscription once it has answered this
+    await service.bus.publish("api.alice.submit", json.dumps({"job": JOB}).encode(), reply=reply)
+    await service.ok("list")  # asked afterwards on the same connection, so the first has been dealt with
+    await service.bus.publish("test.end")
+    await eventually(lambda: any(message.subject == "test.end" for message in heard))
+    assert not [message for message in heard if message.subject == reply]
+    assert not [message for message in heard if message.subject.startswith("jobs.")], "and nothing was stored"
+    await subscription.stop()
+
+
+async def test_a_client_that_does_not_exist_or_is_disabled_is_refused(
+    service: Service, nats: NatsServer, bus: Bus
+) -> None:
+    async with connected(nats, "nobody") as stranger:
+        assert (await Service(stranger).fault("list"))["code"] == Code.UNAUTHENTICATED
+    await bus.append("$KV.clients.client.alice", encode(Client(id="alice", name="alice", disabled=True)))
+
+    async def refused() -> bool:
+        return "fault" in await service.ask("list")
+
+    await eventually(refused)
+    assert (await service.fault("list"))["code"] == Code.UNAUTHENTICATED
+
+
+@pytest.mark.parametrize(
+    ("verb", "scope"),
+    [("submit", Scope.JOBS_WRITE), ("get", Scope.JOBS_READ), ("list", Scope.JOBS_READ), ("cancel", Scope.JOBS_CANCEL)],
+)
+async def test_each_verb_needs_its_scope(service: Service, bus: Bus, verb: str, scope: Scope) -> None:
+    scopes = tuple(other for other in DEFAULT_SCOPES if other != scope)
+    await bus.append("$KV.clients.client.alice", encode(Client(id="alice", name="alice", scopes=scopes)))
+
+    async def forbidden() -> bool:
+        return bool((await service.ask(verb)).get("fault", {}).get("code") == Code.FORBIDDEN)
+
+    await eventually(forbidden)
+
+
+async def test_the_clients_policy_holds_here_too(service: Service, bus: Bus) -> None:
+    policy = Policy(priority=Priority.BATCH)
+    await bus.append("$KV.clients.client.alice", encode(Client(id="alice", name="alice", policy=policy)))
+
+    async def batch() -> bool:
+        job = (await service.ok("submit", {"job": JOB | {"priority": "interactive"}}))["id"]
+        return bool((await service.ok("get", {"id": job}))["priority"] == "batch")
+
+    await eventually(batch)
+
+
+async def test_a_result_too_large_for_a_message_says_where_to_read_it(
+    service: Service, bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """nats-server would refuse the answer, and the caller would wait for nothing."""
+    monkeypatch.setattr(internal, "MAX_ANSWER", 5000)
+    job = (await service.ok("submit", {"job": JOB}))["id"]
+    script = await adopt(bus, job)
+    await script.bind()
+    await script.finish(events("x" * 6000) + END)
+    fault = await service.fault("get", {"id": job})
+    assert fault["code"] == Code.RESULT_TOO_LARGE
+    assert "/jobs/" in fault["message"]
+
+
+async def test_a_stored_record_that_cannot_be_read_is_not_the_callers_fault(service: Service, bus: Bus) -> None:
+    job = (await service.ok("submit", {"job": JOB}))["id"]
+    script = await adopt(bus, job)
+    await script.bind()
+    await script.finish(b'{"text":1}\n' + END)
+    assert (await service.fault("get", {"id": job}))["code"] == Code.INTERNAL
+
+
+async def test_a_draining_gateway_leaves_requests_to_the_others(gateway: Gateway, service: Service) -> None:
+    assert gateway.running.drain
+    await gateway.running.drain()
+
+    async def gone() -> bool:
+        try:
+            await service.ask("list")
+        except Away:
+            return False
+        except internal.BusError:
+            return True  # no responders
+        return False
+
+    await eventually(gone)
