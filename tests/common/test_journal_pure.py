@@ -91,7 +91,11 @@ def test_a_write_of_unknown_fate_is_judged_as_the_folder_that_forgets_nothing_wo
     play(before)
     sequences = [at for at, *_ in folder.stored]
     expected = sequences[-1 - slip] if slip < len(sequences) else 0
-    allowed = mine == "new" if folder.life is None else folder.stored[-1][3] is not None and mine != "new"
+    # Who keeps the rules submits into a free folder, and moves on one that is neither final nor emptied.
+    live = bool(folder.stored) and folder.stored[-1][1] in ("new", "active") and folder.stored[-1][3] is not None
+    allowed = (mine == "new") != live and (mine == "new" or folder.life is not None)
+    if mine == "new" and folder.stored and any(r == "done" for at, r, *_ in folder.stored if at > folder.life_at):
+        allowed = False
     at = next(sequence)
     landed = allowed and folder.publish(at, mine, "mine", expected)
     play(after)
