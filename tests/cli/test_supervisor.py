@@ -40,8 +40,8 @@ class Scene:
     async def _pause(self, seconds: float) -> None:
         self.pauses.append(seconds)
 
-    def start(self, *argv: str, name: str = "child") -> None:
-        self.supervisor.start(Process(name=name, argv=argv, ready=self.url, stage=Stage.EDGE))
+    def start(self, *argv: str, name: str = "child", needed: bool = True) -> None:
+        self.supervisor.start(Process(name=name, argv=argv, ready=self.url, stage=Stage.EDGE, needed=needed))
 
     def heard(self, kind: type[Any]) -> list[Any]:
         return [change for change in self.said if isinstance(change, kind)]
@@ -108,11 +108,27 @@ async def test_a_process_that_ends_before_it_was_ready_is_told_and_not_tried_aga
     scene.is_ready = False
     scene.start(*PYTHON, "import sys; print('the reason'); sys.exit(3)")
 
-    with pytest.raises(NeverReady, match=r"child ended at once .exit code 3"):
+    with pytest.raises(NeverReady, match=r"child ended before it was ready .exit code 3"):
         await scene.supervisor.until_ready(["child"])
 
     assert scene.logs.tail("child") == ["the reason"]
     assert scene.heard(Died) == []
+
+
+async def test_what_nobody_waits_for_is_tried_again_even_if_it_never_was_ready(scene: Scene):
+    """The worker of an Ollama that is away."""
+    scene.is_ready = False
+    scene.start(*SLEEP, needed=False)
+    await eventually(lambda: scene.heard(Started))
+    os.kill(scene.supervisor.pids["child"], signal.SIGKILL)
+    await eventually(lambda: len(scene.heard(Started)) == 2)
+    assert scene.supervisor.all_ready
+
+    scene.is_ready = True
+    await eventually(lambda: scene.heard(Ready))
+
+    assert scene.heard(Died) == [Died("child", -signal.SIGKILL, 0.5)]
+    assert scene.heard(Ready)[0].again is True
 
 
 async def test_a_program_that_is_not_there_is_told(scene: Scene):

@@ -208,7 +208,8 @@ class Stack:
             nats_env=nats_environment(self._home, up.client_id),
             logs=self._home.logs,
         )
-        self._narrator.result(text, **msgspec.to_builtins(up))
+        told = {name: value for name, value in msgspec.to_builtins(up).items() if name != "client_secret"}
+        self._narrator.result(text, **told)
 
     async def stay(self, stopping: "asyncio.Task[bool]") -> None:
         """Until asked to stop; the supervisor does its work meanwhile."""
@@ -236,10 +237,8 @@ class Stack:
     async def _start(self) -> UpFile:
         for process in self._foundation:
             self._supervisor.start(process)
-        from libs.cli.up.streams import (
-            provision,
-            silence_logs,
-        )  # while nats-server starts: this import takes half a second
+        # While nats-server starts: this import takes half a second.
+        from libs.cli.up.streams import provision, silence_logs
 
         silence_logs()
         await self._supervisor.until_ready(["nats"])

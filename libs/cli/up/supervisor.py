@@ -71,6 +71,7 @@ class _Child:
         self.first_ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.is_ready = False
         self.stopping = False
+        self.deaths = 0
         self.pausing = False  # dead, and waiting to be started again
         self.keeper: asyncio.Task[None] | None = None
 
@@ -158,6 +159,7 @@ class Supervisor:
                 self._refuse(child, f"cannot be started: {error.strerror or error}")
             if child.stopping or (child.first_ready.done() and child.first_ready.exception()):
                 return
+            child.deaths += 1
             delay = next_delay(delay, ran_s=time.monotonic() - began)
             self._changed(Died(child.process.name, code, delay))
             child.pausing = True
@@ -185,8 +187,7 @@ class Supervisor:
             readiness.cancel()
             await asyncio.gather(readiness, return_exceptions=True)
             child.is_ready = False
-        if not child.first_ready.done():
-            self._refuse(child, f"ended at once ({how_it_ended(code)})")
+        self._refuse(child, f"ended before it was ready ({how_it_ended(code)})")
         return code
 
     async def _watch_readiness(self, child: _Child, began: float) -> None:
@@ -200,15 +201,15 @@ class Supervisor:
                 said = True
                 self._changed(Slow(child.process.name, why_not_ready(answer)))
             await asyncio.sleep(PROBE_EVERY_S if waited < SLOW_S else 10 * PROBE_EVERY_S)
-        again = child.first_ready.done()
         child.is_ready = True
-        if not again:
+        if not child.first_ready.done():
             child.first_ready.set_result(None)
-        self._changed(Ready(child.process.name, waited, again))
+        self._changed(Ready(child.process.name, waited, again=child.deaths > 0))
 
     @staticmethod
     def _refuse(child: _Child, why: str) -> None:
-        if not child.first_ready.done():
+        """What nobody waits for is not refused, but tried again."""
+        if child.process.needed and not child.first_ready.done():
             child.first_ready.set_exception(NeverReady(child.process.name, why))
             child.first_ready.exception()  # looked at here, in case nobody waits for it
 
