@@ -68,10 +68,9 @@ class Index:
         self.jobs: dict[JobKey, Job] = {}
         self.leftovers: dict[JobKey, Leftover] = {}
         self._finished: OrderedDict[JobKey, int] = OrderedDict()
-        self._marks: dict[JobKey, CancelMark] = {}
 
     def clear(self) -> None:
-        for table in (self.jobs, self.leftovers, self._finished, self._marks):
+        for table in (self.jobs, self.leftovers, self._finished):
             table.clear()
 
     def fold(self, key: JobKey, record: str, facts: Facts, sequence: int, at_ms: int) -> Job | None:
@@ -94,7 +93,6 @@ class Index:
     def forget(self, key: JobKey) -> None:
         """The folder is gone: its records have expired."""
         self.jobs.pop(key, None)
-        self._marks.pop(key, None)
 
     def take_leftover(self) -> tuple[JobKey, Leftover] | None:
         """One finished job's leftovers, to be tidied by the caller; what could not be is given to `put_back`."""
@@ -119,7 +117,6 @@ class Index:
         self.leftovers.pop(key, None)
         job = Job(key, facts, submitted=sequence, created_ms=at_ms, sequence=sequence)
         self.jobs[key] = job
-        self._apply_mark(job)
         return job
 
     def _fold_active(self, key: JobKey, facts: Binding, sequence: int, at_ms: int) -> Job | None:
@@ -133,7 +130,6 @@ class Index:
         if job is None or job.submitted != facts.submitted:
             job = Job(key, facts.job, submitted=facts.submitted, created_ms=facts.created_ms, sequence=sequence)
             self.jobs[key] = job
-            self._apply_mark(job)
         job.sequence, job.binding, job.bound_ms, job.gathered = sequence, facts, at_ms, None
         return job
 
@@ -153,7 +149,6 @@ class Index:
             leftover.active = job.sequence if job.binding is not None else 0
             leftover.parts = job.submission.parts
             del self.jobs[key]
-        self._marks.pop(key, None)
 
     def _fold_emptied(self, key: JobKey, record: str, sequence: int) -> None:
         job = self.jobs.get(key)
@@ -176,21 +171,12 @@ class Index:
     def _fold_cancel(self, key: JobKey, facts: Facts) -> Job | None:
         if not isinstance(facts, CancelMark):
             return None
+        # A mark follows its `new` in the log and comes by the same consumer: without that job it was for one that has ended.
         job = self.jobs.get(key)
-        if job is None:
-            return None  # it has ended: a mark follows its `new` in the log, and both come from one consumer
-        self._marks[key], before = facts, job.cancel
-        self._apply_mark(job)
-        return job if job.cancel != before else None
-
-    def _apply_mark(self, job: Job) -> None:
-        mark = self._marks.get(job.key)
-        if mark is None:
-            return
-        if mark.submitted < job.submitted:
-            del self._marks[job.key]  # it was meant for an earlier life of this id
-        elif mark.submitted == job.submitted:
-            job.cancel = mark.reason
+        if job is None or facts.submitted != job.submitted or job.cancel == facts.reason:
+            return None
+        job.cancel = facts.reason
+        return job
 
     def _leave(self, key: JobKey) -> Leftover:
         return self.leftovers.setdefault(key, Leftover())

@@ -328,6 +328,6 @@ async def test_nothing_is_remembered_of_jobs_that_have_ended(bus: Bus, routers: 
             await ended(bus, key)
         await eventually(lambda: not router._busy and not router.index.leftovers and not router._tidying)
         await eventually(lambda: not router.fleet.nodes[worker.node].runs and not router.fleet.nodes[worker.node].holds)
-        kept = (router.index.jobs, router.index._marks, router._care, router._bound, router._due, router._waiting)
+        kept = (router.index.jobs, router._care, router._bound, router._due, router._waiting)
         assert [len(table) for table in kept] == [0] * len(kept)
         assert len(router.queue) == 0
