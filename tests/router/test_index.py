@@ -193,6 +193,16 @@ def test_a_final_record_wins_over_smaller_sequences_only() -> None:
     assert not index.leftovers
 
 
+def test_after_a_rebuild_a_job_that_was_emptied_is_known_to_have_ended_and_its_other_record_is_left_to_tidy() -> None:
+    """Its `done` is older than the rebuild and not read; only finished jobs are emptied."""
+    index, key, submission = Index(), KEYS[0], a_submission()
+    fold(index, Rec(key, "active", a_binding(submission, 1), 2))
+    assert key in index.jobs
+    fold(index, Rec(key, "new", None, 4))
+    assert key not in index.jobs
+    assert index.take_leftover() == (key, Leftover(active=2))
+
+
 def test_an_epoch_is_what_the_next_compare_and_set_names() -> None:
     index, key, submission = Index(), KEYS[0], a_submission()
     fold(index, Rec(key, "new", submission, 1))
