@@ -50,7 +50,7 @@ class JobService:
     async def create(self, principal: Principal, body: bytes, idempotency_key: str | None) -> Created:
         """Raises Failed."""
         wish = parse_job(body, principal.policy)
-        key = self.new_key(principal, wish, idempotency_key)
+        key = await self.new_key(principal, wish, idempotency_key)
         submitted = await self._submitter.submit(principal, wish, key, keyed=idempotency_key is not None)
         if submitted.existing is not None:
             return Created(await self._view(key, submitted.existing), new=False)
@@ -58,14 +58,27 @@ class JobService:
             {"id": key.job, "state": "queued", "kind": str(wish.kind), "model": wish.request.model}, new=True
         )
 
-    def new_key(self, principal: Principal, wish: Wish, idempotency_key: str | None) -> JobKey:
+    async def new_key(self, principal: Principal, wish: Wish, idempotency_key: str | None) -> JobKey:
         """Checks what costs nothing, and fixes the id. Raises Failed."""
         if idempotency_key is not None and not 0 < len(idempotency_key) <= MAX_KEY:
             raise failed(
                 Code.INVALID_REQUEST, f"an Idempotency-Key has 1 to {MAX_KEY} characters", path="Idempotency-Key"
             )
-        check_model(wish.request.model, self.fleet.models())
-        return self._submitter.new_key(principal, wish, idempotency_key)
+        key = self._submitter.new_key(principal, wish, idempotency_key)
+        try:
+            check_model(wish.request.model, self.fleet.models())
+        except Failed:
+            # Who asks again for a job that is there gets it, also when the model has gone since.
+            if idempotency_key is None or not await self._stands(key):
+                raise
+        return key
+
+    async def _stands(self, key: JobKey) -> bool:
+        try:
+            entry = await self._journal.newest(key)
+        except BusError as error:
+            raise _away(error) from error
+        return entry is not None and entry.facts is not None
 
     async def submit(self, principal: Principal, wish: Wish, key: JobKey, *, keyed: bool) -> Submitted:
         """See Submitter.submit."""

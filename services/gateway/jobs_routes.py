@@ -47,6 +47,9 @@ class JobsRoutes:
 
     async def get(self, exchange: Exchange, principal: Principal) -> None:
         job, wait_s = exchange.params["id"], _seconds(exchange, "wait")
+        if not wait_s:
+            await exchange.respond_json(200, await self._service.get(principal, job))
+            return
         try:
             view = await self._streams.during(exchange, self._service.get(principal, job, wait_s=wait_s))
         except Draining:
@@ -77,6 +80,9 @@ class JobsRoutes:
         position = _position(exchange)
         takes_reset = exchange.query.get("reset", "") in ("1", "true")
         await self._service.newest(key)  # 404 before the response begins
+        if exchange.method == "HEAD":
+            await exchange.respond(200, b"", "text/event-stream; charset=utf-8")
+            return
         async with self._streams.opened(), Watch(self._service.bus, key, position, takes_reset=takes_reset) as watch:
             frames = self._frames(key, watch, resumed=position != START)
             try:

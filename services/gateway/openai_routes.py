@@ -60,7 +60,7 @@ class OpenAiRoutes:
         keyed = exchange.header(IDEMPOTENCY_KEY)
         detached = (exchange.header(DETACH) or "").lower() == "true" or keyed is not None
         wanted = parse_chat(body, principal.policy, detached=detached)
-        key = self._service.new_key(principal, wanted.wish, keyed)
+        key = await self._service.new_key(principal, wanted.wish, keyed)
         async with self._streams.opened(), Watch(self._service.bus, key) as watch:
             submitted = await self._service.submit(principal, wanted.wish, key, keyed=keyed is not None)
             if submitted.existing is None:

@@ -22,6 +22,7 @@ from libs.common.contracts.subjects import JobKey
 from libs.common.journal import Journal
 from libs.common.states import JobState
 from services.gateway import job_service, listing, streaming
+from services.gateway.http import Exchange
 from services.gateway.sse import log_frames
 from tests.gateway.conftest import Keys, adopt
 from tests.gateway.running import MODEL, Gateway, add_client, add_node, running_gateway
@@ -196,6 +197,17 @@ async def test_the_same_key_still_finds_the_job_after_it_has_finished(alice: htt
     assert again.status_code == 200
     assert again.headers["location"] == f"/jobs/{job}"
     assert (again.json()["id"], again.json()["state"]) == (job, "succeeded")
+
+
+async def test_the_same_key_still_finds_the_job_after_its_model_has_gone(alice: httpx.AsyncClient, bus: Bus) -> None:
+    headers = {"Idempotency-Key": "order 66"}
+    job = (await alice.post("/jobs", json=BODY, headers=headers)).json()["id"]
+    await add_node(bus, "phi:latest")
+    await eventually(lambda: _status_is(alice, "POST", "/jobs", 404, json=BODY))
+
+    again = await alice.post("/jobs", json=BODY, headers=headers)
+    assert (again.status_code, again.json()["id"]) == (200, job)
+    assert (await alice.post("/jobs", json=BODY, headers={"Idempotency-Key": "67"})).status_code == 404
 
 
 async def test_the_same_key_with_another_body_is_refused(alice: httpx.AsyncClient) -> None:
@@ -387,6 +399,13 @@ async def test_a_made_up_position_is_an_answer_of_its_own_and_not_a_broken_strea
             assert kinds[:3] == ["reset", "token", "token"]
 
 
+async def test_who_asks_only_for_the_head_of_a_stream_does_not_hold_one_open(alice: httpx.AsyncClient) -> None:
+    job = await submitted(alice)
+    answer = await alice.head(f"/jobs/{job}/stream")
+    assert (answer.status_code, answer.content) == (200, b"")
+    assert answer.headers["content-type"].startswith("text/event-stream")
+
+
 async def test_a_stream_that_says_nothing_is_kept_alive(
     alice: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -430,6 +449,13 @@ async def test_a_client_that_takes_nothing_is_closed_and_nothing_of_it_stays(
 ) -> None:
     """Its socket would stay open for ever: what lies in the buffer cannot be sent, so a polite close never ends."""
     monkeypatch.setattr(streaming, "STALLED_S", 0.3)
+    begin, transports = Exchange.start_events, []
+
+    async def noted(exchange: Any, *rest: Any) -> None:
+        transports.append(exchange._send.__self__.transport)
+        await begin(exchange, *rest)
+
+    monkeypatch.setattr(Exchange, "start_events", noted)
     job = await submitted(alice)
     script = await adopt(bus, job)
     before = gateway.subscriptions
@@ -444,6 +470,7 @@ async def test_a_client_that_takes_nothing_is_closed_and_nothing_of_it_stays(
             await script.write(piece)
             await asyncio.sleep(0)
         await eventually(lambda: gateway.subscriptions == before, within=10)
+        await eventually(lambda: transports[0].is_closing() and not transports[0].get_write_buffer_size())
         writer.transport.resume_reading()  # type: ignore[attr-defined]
         with contextlib.suppress(ConnectionError):
             while await reader.read(1 << 20):
@@ -627,8 +654,8 @@ async def test_no_route_lets_anybody_in_without_a_credential_and_the_scope_it_ne
     assert scope in said
 
 
-async def _status_is(client: httpx.AsyncClient, method: str, path: str, status: int) -> bool:
-    return (await client.request(method, path)).status_code == status
+async def _status_is(client: httpx.AsyncClient, method: str, path: str, status: int, **more: Any) -> bool:
+    return (await client.request(method, path, **more)).status_code == status
 
 
 def test_every_route_of_the_gateway_is_in_the_table_above(gateway: Gateway) -> None:

@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from libs.common.contracts.events import START, Position, whole_events
@@ -70,10 +70,11 @@ def test_an_epoch_that_the_job_never_had_is_not_carried() -> None:
 def deliveries(draw: st.DrawFn) -> tuple[bytes, list[tuple[int, bytes]]]:
     """A log, and pieces of it in any order, overlapping, repeated, with some missing; and empty ones."""
     log = b"".join(draw(EVENTS))
-    piece = st.tuples(st.integers(0, len(log)), st.integers(0, 30)).map(lambda p: (p[0], log[p[0] : p[0] + p[1]]))
+    piece = st.tuples(st.integers(0, len(log)), st.integers(0, 12)).map(lambda p: (p[0], log[p[0] : p[0] + p[1]]))
     return log, draw(st.lists(piece, max_size=25))
 
 
+@settings(max_examples=400)
 @given(deliveries())
 def test_whatever_arrives_the_output_is_a_prefix_of_the_log_in_whole_events_each_once(
     delivered: tuple[bytes, list[tuple[int, bytes]]],
@@ -89,6 +90,7 @@ def test_whatever_arrives_the_output_is_a_prefix_of_the_log_in_whole_events_each
         assert kept == log[offset_kept : assembler.received]
 
 
+@settings(max_examples=400)
 @given(deliveries())
 def test_a_gap_is_reported_exactly_when_something_lies_beyond_what_was_received(
     delivered: tuple[bytes, list[tuple[int, bytes]]],
