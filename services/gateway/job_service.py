@@ -74,10 +74,7 @@ class JobService:
         return key
 
     async def _stands(self, key: JobKey) -> bool:
-        try:
-            entry = await self._journal.newest(key)
-        except BusError as error:
-            raise _away(error) from error
+        entry = await self._read(key)
         return entry is not None and entry.facts is not None
 
     async def submit(self, principal: Principal, wish: Wish, key: JobKey, *, keyed: bool) -> Submitted:
@@ -104,13 +101,22 @@ class JobService:
 
     async def newest(self, key: JobKey) -> Entry:
         """From the leader. Raises Failed: JOB_NOT_FOUND, UNAVAILABLE."""
-        try:
-            entry = await self._journal.newest(key)
-        except BusError as error:
-            raise _away(error) from error
+        entry = await self._read(key)
         if entry is None or entry.facts is None or (isinstance(entry.facts, Completion) and entry.facts.erased):
             raise Failed(NOT_FOUND_JOB)
         return entry
+
+    async def _read(self, key: JobKey) -> Entry | None:
+        connections = self.bus.connections
+        try:
+            return await self._journal.newest(key)
+        except BusError as error:
+            if self.bus.connections == connections:
+                raise _away(error) from error
+        try:  # the question went down with a connection that has been made anew since
+            return await self._journal.newest(key)
+        except BusError as error:
+            raise _away(error) from error
 
     async def _find(self, key: JobKey) -> Entry:
         """A poll is one cheap get; only what it does not find is asked of the leader."""

@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from libs.common.bus.connection import Bus
+from libs.common.bus.failures import Away
 from libs.common.contracts import subjects
 from libs.common.contracts.clients import Policy, Scope
 from libs.common.contracts.codec import encode
@@ -168,6 +169,25 @@ async def test_while_nats_is_away_everything_says_so_and_when_it_is_back_everyth
     await eventually(lambda: gateway.bus.connected, within=10)
     await eventually(lambda: _accepted(alice), within=10)
     assert (await alice.get(f"/jobs/{job}")).status_code == 200
+
+
+async def test_a_question_that_went_down_with_its_connection_is_asked_again(
+    alice: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = await submitted(alice)
+    newest, lost = Journal.newest, []
+
+    async def first_lost(journal: Journal, key: JobKey) -> Any:
+        if not lost:
+            lost.append(key)
+            journal._bus.connections += 1
+            raise Away("no answer")
+        return await newest(journal, key)
+
+    monkeypatch.setattr(Journal, "newest", first_lost)
+    async with stream(alice, job) as reading:
+        assert reading.response.status_code == 200
+    assert lost
 
 
 # -- Idempotency-Key -------------------------------------------------------------------------------------------------------

@@ -175,7 +175,7 @@ async def test_a_reader_that_joins_late_catches_up_from_the_worker_and_then_foll
         await eventually(lambda: reader.ended)
 
     assert reader.text == whole
-    assert script.reads[0] == 0
+    assert script.reads == [0, len(A + B)], "asked until there is no more, and then no more"
 
 
 @pytest.mark.usefixtures("patient")
