@@ -156,7 +156,7 @@ class Bus:
             self._watchdog.cancel()
         for handler in list(self._handlers):
             handler.cancel()
-        with suppress(nats.errors.Error, TimeoutError):
+        with suppress(nats.errors.Error, TimeoutError, OSError):  # the connection may just have broken
             # close() flushes what is pending itself.
             await asyncio.wait_for(asyncio.shield(self._client.close()), 5)
 
@@ -254,7 +254,7 @@ class Bus:
         if not self.connected:
             raise Away("not connected to NATS")  # P7: what is buffered now would land after the caller gave up
         try:
-            msg = await self._client.request(subject, payload, timeout=timeout, headers=dict(headers or {}))
+            msg = await self._asked(subject, payload, timeout, headers=dict(headers or {}))
         except nats.errors.NoRespondersError as error:
             raise NoResponders(f"no stream answers on {subject}") from error
         except (nats.errors.Error, TimeoutError) as error:
@@ -343,11 +343,21 @@ class Bus:
         if not self.connected:
             raise Away("not connected to NATS")
         try:
-            return await self._client.request(subject, payload, timeout=timeout)
+            return await self._asked(subject, payload, timeout)
         except nats.errors.NoRespondersError as error:
             raise NoResponders(f"nobody answers on {subject}") from error
         except (nats.errors.Error, TimeoutError) as error:
             raise Away(f"no answer on {subject}: {type(error).__name__}") from error
+
+    async def _asked(self, subject: str, payload: bytes, timeout: float, headers: Headers | None = None) -> Msg:
+        """nats-py waits with asyncio.wait_for, which before Python 3.12 swallows a cancellation that meets the answer: an
+        endless task would never end, and whoever waits for its end neither."""
+        task = asyncio.current_task()
+        before = task.cancelling() if task else 0
+        msg = await self._client.request(subject, payload, timeout=timeout, headers=headers)
+        if task and task.cancelling() > before:
+            raise asyncio.CancelledError
+        return msg
 
     # -- health ------------------------------------------------------------------------------------------------------
 
