@@ -1,11 +1,15 @@
 """The worker: the process beside one Ollama that runs jobs on it and streams their tokens back over NATS."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import structlog
+
 from libs.common import runtime
 from libs.common.bus.connection import Bus
+from libs.common.bus.failures import BusError
 from libs.common.contracts import subjects
 from libs.common.ids import new_boot_id
 from libs.common.journal import Journal
@@ -20,7 +24,10 @@ from services.worker.run import Node
 from services.worker.runs import Runs
 from services.worker.settings import WorkerSettings
 
-GIVE_BACK_S = 5.0  # after the grace, for what is still running to be handed over
+log = structlog.get_logger()
+
+SAY_SO_S = 1.0
+GIVE_BACK_S = 9.0  # after the grace, for what is still running to be handed over
 
 
 @asynccontextmanager
@@ -33,7 +40,12 @@ async def start(settings: WorkerSettings, bus: Bus) -> AsyncIterator[Running]:
     inventory = Inventory(ollama)
     presence = Presence(bus, clock, inventory, runs, node=settings.node, boot=boot)
     metrics.slots.set(settings.slots)
-    if (problem := await presence.refuse_company()) is not None:
+    try:
+        problem = await presence.refuse_company()
+    except BusError as error:
+        problem = f"cannot see whether another worker serves node {settings.node}: {error}"
+    if problem is not None:
+        await ollama.close()
         raise StartFailed(problem)
     subscriptions = [
         await bus.serve(subjects.worker(settings.node, boot, "run"), runs.run),
@@ -45,12 +57,17 @@ async def start(settings: WorkerSettings, bus: Bus) -> AsyncIterator[Running]:
 
     async def drain() -> None:
         runs.draining = True
-        await presence.say()
-        try:
+        with contextlib.suppress(BusError, TimeoutError):  # without NATS the runs are waited for all the same
+            async with asyncio.timeout(SAY_SO_S):
+                await presence.say()
+        with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(runs.idle(), settings.drain_grace)
-        except TimeoutError:
-            runs.stop_all(StopReason.DRAIN, "the worker is shutting down")
+            return
+        runs.stop_all(StopReason.DRAIN, "the worker is shutting down")
+        with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(runs.idle(), GIVE_BACK_S)
+            return
+        log.warning("drain.unfinished", running=len(runs))
 
     try:
         yield Running(
@@ -66,6 +83,7 @@ async def start(settings: WorkerSettings, bus: Bus) -> AsyncIterator[Running]:
     finally:
         for subscription in subscriptions:
             await subscription.stop()
+        await runs.close()
         await ollama.close()
 
 

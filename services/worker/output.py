@@ -5,6 +5,8 @@ chunk goes out every second, so that a gateway that missed the last one finds ou
 """
 
 import asyncio
+import contextlib
+from collections.abc import AsyncIterator
 
 import structlog
 
@@ -41,7 +43,18 @@ class Output:
             await self._bus.publish(self._chunk_subject, frame(self._shown, piece))
             self._shown += len(piece)
 
-    async def beat(self) -> None:
+    @contextlib.asynccontextmanager
+    async def beating(self) -> AsyncIterator[None]:
+        beat = asyncio.create_task(self._beat(), name="output.beat")
+        try:
+            yield
+        finally:
+            beat.cancel()
+            await asyncio.wait([beat], timeout=BEAT_S)
+            if beat.done() and not beat.cancelled() and (error := beat.exception()) is not None:
+                log.error("beat.failed", error=repr(error))
+
+    async def _beat(self) -> None:
         """Endless: once a second a segment if there is news, an empty chunk if there is none."""
         while True:
             await asyncio.sleep(BEAT_S)
@@ -70,8 +83,9 @@ class Output:
 
     async def _keep(self) -> None:
         while self._kept < len(self._tokens):
-            piece = self._tokens.read(self._kept, MAX_CHUNK)
+            at = self._kept
+            piece = self._tokens.read(at, MAX_CHUNK)
             # Stored twice after a lost ack would be harmless (offsets tell); the message id only saves the space.
-            headers = {MSG_ID: f"{self._message_id}.{self._kept}.{len(piece)}"}
-            await self._bus.append(self._segment_subject, frame(self._kept, piece), headers=headers)
-            self._kept += len(piece)
+            headers = {MSG_ID: f"{self._message_id}.{at}.{len(piece)}"}
+            await self._bus.append(self._segment_subject, frame(at, piece), headers=headers)
+            self._kept = max(self._kept, at + len(piece))  # the beat may have had the same piece acked meanwhile

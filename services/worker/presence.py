@@ -10,7 +10,7 @@ import structlog
 
 from libs.common.bus.buckets import Bucket
 from libs.common.bus.connection import Bus, Message, Subscription
-from libs.common.bus.failures import Away, BusError, NoResponders
+from libs.common.bus.failures import Away, BusError, NoResponders, Refused
 from libs.common.contracts import subjects
 from libs.common.contracts.codec import Malformed, encode
 from libs.common.contracts.control import decode_pong
@@ -39,7 +39,7 @@ class Inventory:
         self.changed = asyncio.Event()
         self._ollama = ollama
         self._tags_at = -TAGS_EVERY_S
-        self._capabilities: dict[str, tuple[str, ...]] = {}
+        self._capabilities: dict[tuple[str, str], tuple[str, ...]] = {}
 
     async def watch(self) -> None:
         while True:
@@ -62,17 +62,20 @@ class Inventory:
         if time.monotonic() - self._tags_at >= TAGS_EVERY_S:
             self.version = await self._ollama.version()
             self.models = tuple([await self._with_capabilities(model) for model in await self._ollama.disk_models()])
+            present = {(model.name, model.digest) for model in self.models}
+            self._capabilities = {key: found for key, found in self._capabilities.items() if key in present}
             self._tags_at = time.monotonic()
         self.loaded = await self._ollama.loaded_models()
 
     async def _with_capabilities(self, model: DiskModel) -> DiskModel:
-        """Older Ollamas leave them out of /api/tags; /api/show has them, asked once per digest."""
+        """Older Ollamas leave them out of /api/tags; /api/show has them, asked once per model and digest."""
         if model.capabilities:
             return model
-        if model.digest not in self._capabilities:
+        identity = (model.name, model.digest)
+        if identity not in self._capabilities:
             with contextlib.suppress(NodeAway):
-                self._capabilities[model.digest] = await self._ollama.capabilities(model.name)
-        return msgspec.structs.replace(model, capabilities=self._capabilities.get(model.digest, ()))
+                self._capabilities[identity] = await self._ollama.capabilities(model.name)
+        return msgspec.structs.replace(model, capabilities=self._capabilities.get(identity, ()))
 
 
 class Presence:
@@ -89,8 +92,11 @@ class Presence:
         self._acked_at = time.monotonic()
 
     async def refuse_company(self) -> str | None:
-        """A sentence when another boot of this node is alive; only one worker may speak for a node."""
-        value, _ = await self._bucket.get(self._node)
+        """A sentence when another boot of this node is alive; only one worker may speak for a node. Raises Away."""
+        try:
+            value, _ = await self._bucket.get(self._node)
+        except Refused:
+            return None  # there is no bucket yet, and so no company; /readyz says what is missing
         if value is None:
             return None
         try:
@@ -139,13 +145,15 @@ class Presence:
             self._clock.learn(stored.at_ms)
 
     async def keep_saying(self) -> None:
+        self._bus.on_reconnect(self._inventory.changed.set)  # those who wait for a beat have waited long enough
         while True:
+            # Before the beat is made: what changes while it is on its way is for the next one, at once.
+            self._runs.changed.clear()
+            self._inventory.changed.clear()
             try:
                 await self.say()
             except BusError as error:
                 log.debug("heartbeat.failed", error=str(error))
-            self._runs.changed.clear()
-            self._inventory.changed.clear()
             await asyncio.sleep(MIN_BEAT_S)
             await _any(self._runs.changed, self._inventory.changed, timeout=BEAT_S - MIN_BEAT_S)
 

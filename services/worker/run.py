@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,11 +10,12 @@ import msgspec
 import structlog
 
 from libs.common.bus.connection import Bus
-from libs.common.bus.failures import Away, BusError, Full
+from libs.common.bus.failures import BusError
 from libs.common.contracts import subjects
 from libs.common.contracts.codec import Malformed, encode
 from libs.common.contracts.control import Free, Run, RunAnswer, RunStatus
 from libs.common.contracts.events import End, Event, line
+from libs.common.contracts.faults import Code, Fault
 from libs.common.contracts.jobs import MAX_RUN_S, Binding, Completion, Hint, Submission
 from libs.common.contracts.nodes import Phase, Running
 from libs.common.contracts.requests import decode_request
@@ -34,8 +36,12 @@ log = structlog.get_logger()
 # After the request was closed the node goes on for a while; until then the slot is taken (ollama-facts.md §2.6, measured):
 LET_GO_DECODING_S = 0.04  # it stops at the next token, 10 to 35 ms
 LET_GO_WAITING_S = 1.1  # in prefill it looks for a closed peer once a second; a load is aborted within 250 ms
-KEEP_SEGMENTS_S = 10.0
+CLOSE_S = 2.0  # closing a connection waits for nobody; this is for when it does
+SILENT_S = 600.0  # a wedged engine falls silent for ever (§3.4); a long tool call is silent too, for minutes (§1.3)
+MAX_LOG = 64 * 1024 * 1024
+KEEP_SEGMENTS_S = 7.0  # longer than the election of a leader (nats-jetstream.md P7)
 DONE_RETRY_S = 1.0
+LOOK_AGAIN_S = 0.25
 
 
 @dataclass(frozen=True)
@@ -53,7 +59,10 @@ class Node:
 
 @dataclass
 class RunTask:
-    """`execute` runs once; `stop` may be said at any time, the first reason stays, except that a fence outranks all."""
+    """`execute` runs once; `stop` may be said at any time, the first reason stays, except that a fence outranks all.
+
+    Once the ending is known, only a fence or a drain still matter: they end the waiting for `done` to be stored.
+    """
 
     node: Node
     order: Run
@@ -62,10 +71,12 @@ class RunTask:
     model: str = ""
     _stop: asyncio.Future[Stopped] | None = None
     _fenced: bool = False
+    _hurry: asyncio.Event = field(default_factory=asyncio.Event)
     _first_output_ms: int | None = None
 
     def __post_init__(self) -> None:
         self._stop = asyncio.get_running_loop().create_future()
+        self._ends_at = time.monotonic() + max(0.0, min(self.order.seconds_left, MAX_RUN_S))
 
     @property
     def key(self) -> JobKey:
@@ -80,6 +91,8 @@ class RunTask:
         self._fenced = self._fenced or reason is StopReason.FENCED
         if self._stop and not self._stop.done():
             self._stop.set_result(Stopped(reason, text))
+        if reason in (StopReason.FENCED, StopReason.DRAIN):
+            self._hurry.set()
 
     async def execute(self) -> RunAnswer:
         """What this boot will answer about this run from now on (`changes` is filled in by the caller)."""
@@ -89,10 +102,8 @@ class RunTask:
         binding, bound, request_body = started
         self.model = binding.job.model
         out = Output(self.node.bus, OutKey(self.node.name, *self.key, self.order.epoch), self.tokens)
-        beat = asyncio.create_task(out.beat())
-        try:
+        async with out.beating():
             ending = await self._generate(binding, request_body, out)
-            await self._let_go(ending)
             outcome = Drop() if self._fenced else classify(ending)
             metrics.runs.labels(type(outcome).__name__.lower()).inc()
             match outcome:
@@ -103,17 +114,16 @@ class RunTask:
                     return RunAnswer(status=RunStatus.GIVEN_BACK, changes=0, fault=fault)
                 case Drop():
                     return RunAnswer(status=RunStatus.FINISHED, changes=0, reason="fenced")
-        finally:
-            beat.cancel()
 
     # -- before --------------------------------------------------------------------------------------------------------
 
     async def _read_records(self) -> tuple[Binding, Entry, bytes] | RunAnswer:
         """The binding and the request, by sequence, from the leader; what stands there counts, not what the order says."""
         try:
-            active, new = await asyncio.gather(
-                self.node.journal.record_at(self.order.revision), self.node.journal.record_at(self.order.submitted)
-            )
+            active, new = await self._records()
+            if (active is None or new is None) and self.node.bus.replicated:
+                await asyncio.sleep(LOOK_AGAIN_S)  # a leader just deposed can be stale (DESIGN §3)
+                active, new = await self._records()
             if active is None or new is None:
                 return _refused("the binding or the request is gone")
             (active_subject, bound), (new_subject, submitted) = active, new
@@ -129,12 +139,19 @@ class RunTask:
             self.node.clock.learn(bound.at_ms)
             carried = await self.node.journal.body(self.key, bound)
             request = await self.node.journal.body(self.key, submitted)
-        except (BusError, Malformed) as error:
+        except BusError as error:
             return RunAnswer(status=RunStatus.GIVEN_BACK, changes=0, reason=str(error))
+        except Malformed as error:
+            fault = Fault(code=Code.INTERNAL, message=f"the job's record cannot be read: {error}")
+            return RunAnswer(status=RunStatus.GIVEN_BACK, changes=0, fault=fault)
         if carried is None or request is None:
             return _refused("a part of the request is gone")
         self.tokens = TokenLog(carried)
         return binding, bound, request
+
+    async def _records(self) -> tuple[tuple[str, Entry] | None, tuple[str, Entry] | None]:
+        journal = self.node.journal
+        return await asyncio.gather(journal.record_at(self.order.revision), journal.record_at(self.order.submitted))
 
     # -- during --------------------------------------------------------------------------------------------------------
 
@@ -150,22 +167,48 @@ class RunTask:
             # Continuing an answer is not built yet; the router ends such jobs, so nobody should come here.
             return Broke("this worker cannot continue an answer")
         assert self._stop
+        if self._stop.done():
+            return self._stop.result()  # before the node has heard of it
+        if time.monotonic() >= self._ends_at:
+            return Stopped(StopReason.DEADLINE)
         self.phase = Phase.WAITING
         consuming = asyncio.create_task(self._consume(path, payload, out))
-        limit = max(0.0, min(self.order.seconds_left, MAX_RUN_S))
-        waits: list[asyncio.Future[Any]] = [consuming, self._stop]
-        await asyncio.wait(waits, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
-        if consuming.done():
-            return consuming.result()
-        ending = self._stop.result() if self._stop.done() else Stopped(StopReason.DEADLINE)
+        try:
+            return await self._until_cut(consuming, self._stop) or _ending_of(consuming)
+        finally:
+            consuming.cancel()  # when this itself is cancelled
+
+    async def _until_cut(self, consuming: asyncio.Task[Ending], stop: asyncio.Future[Stopped]) -> Ending | None:
+        """None when it ended by itself; else it is ended here, and the slot free when this returns."""
+        cut: Ending
+        while True:
+            seen = len(self.tokens)
+            left = max(0.0, self._ends_at - time.monotonic())
+            waits: list[asyncio.Future[Any]] = [consuming, stop]
+            await asyncio.wait(waits, timeout=min(left, SILENT_S), return_when=asyncio.FIRST_COMPLETED)
+            if consuming.done():
+                return None
+            if stop.done():
+                cut = stop.result()
+                break
+            if time.monotonic() >= self._ends_at:
+                cut = Stopped(StopReason.DEADLINE)
+                break
+            if self.phase is Phase.DECODING and len(self.tokens) == seen:
+                cut = Broke("the node fell silent in the middle of the answer")
+                break
         consuming.cancel()  # closes the connection: Ollama's only way to be told
-        with contextlib.suppress(asyncio.CancelledError):
-            await consuming
-        return ending
+        hold = LET_GO_DECODING_S if self.phase is Phase.DECODING else LET_GO_WAITING_S
+        self.phase = Phase.STOPPING
+        await asyncio.wait([consuming], timeout=CLOSE_S)
+        await asyncio.sleep(hold)
+        if consuming.done() and not consuming.cancelled() and (error := consuming.exception()) is not None:
+            log.warning("run.closed_badly", job_id=self.key.job, error=repr(error))
+        return cut
 
     async def _consume(self, path: str, payload: bytes, out: Output) -> Ending:
         ending: Ending = Broke("the node's stream ended without a word")
-        async with contextlib.aclosing(self.node.ollama.stream(path, payload)) as stream:  # type: ignore[type-var]
+        async with contextlib.aclosing(self.node.ollama.stream(path, payload)) as stream:
             async for item in stream:
                 if not isinstance(item, list):
                     ending = item
@@ -176,13 +219,9 @@ class RunTask:
                 for event in item:
                     self.tokens.append(event)
                 await out.flush()
+                if len(self.tokens) > MAX_LOG:
+                    return Stopped(StopReason.TOO_LARGE, f"the answer is larger than {MAX_LOG >> 20} MiB")
         return ending
-
-    async def _let_go(self, ending: Ending) -> None:
-        if isinstance(ending, Stopped):
-            hold = LET_GO_DECODING_S if self.phase is Phase.DECODING else LET_GO_WAITING_S
-            self.phase = Phase.STOPPING
-            await asyncio.sleep(hold)
 
     # -- after ---------------------------------------------------------------------------------------------------------
 
@@ -204,12 +243,19 @@ class RunTask:
                 stands = lost.newest.facts if lost.newest else None
                 log.info("run.fenced", job_id=self.key.job, epoch=self.order.epoch, stands=type(stands).__name__)
                 return RunAnswer(status=RunStatus.FINISHED, changes=0, reason="fenced")
-            except (Full, Away, BusError) as error:
+            except BusError as error:
                 # Counts as running until it is written; the job's deadline is the last limit: its records vanish then.
                 log.warning("run.done_delayed", job_id=self.key.job, error=str(error))
                 if ttl <= 2 + binding.job.result_ttl_s / 2:
                     return RunAnswer(status=RunStatus.GIVEN_BACK, changes=0, reason="could not store the result")
-                await asyncio.sleep(DONE_RETRY_S)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(DONE_RETRY_S):
+                        await self._hurry.wait()
+                if self._fenced:
+                    return RunAnswer(status=RunStatus.FINISHED, changes=0, reason="fenced")
+                if self._hurry.is_set():
+                    await out.keep_all(within=KEEP_SEGMENTS_S)
+                    return RunAnswer(status=RunStatus.GIVEN_BACK, changes=0, reason="could not store the result")
         self.tokens.append(end)  # only now: what a reader of the log sees as ended has ended
         await out.flush()
         hint = Hint(state=outcome.state, epoch=self.order.epoch, sequence=sequence)
@@ -249,6 +295,13 @@ class RunTask:
             log_size=len(whole),
             log_digest=digest(whole),
         )
+
+
+def _ending_of(consuming: asyncio.Task[Ending]) -> Ending:
+    if (error := consuming.exception()) is not None:
+        log.error("run.mistaken", exc_info=error)
+        return Broke(f"the worker made a mistake ({type(error).__name__})")
+    return consuming.result()
 
 
 def _refused(reason: str) -> RunAnswer:

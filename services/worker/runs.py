@@ -18,17 +18,20 @@ from libs.common.contracts.control import (
     decode_run,
 )
 from libs.common.contracts.events import MAX_CHUNK, frame
+from libs.common.contracts.faults import Code, Fault
 from libs.common.contracts.nodes import Running
 from libs.common.contracts.subjects import JobKey
 from services.worker import metrics
 from services.worker.endings import StopReason
 from services.worker.memory import RunKey
 from services.worker.run import Node, RunTask, freed, with_changes
+from services.worker.tokenlog import TokenLog
 
 log = structlog.get_logger()
 
 LOG_KEPT_S = 30.0  # after the run, for gateways that missed the last chunk
 MAX_LOGS_KEPT = 500
+MAX_BYTES_KEPT = 64 * 1024 * 1024
 OVERCOMMIT = 2  # runs beyond the slots that are taken on: two routers may overlap; more are refused
 
 
@@ -41,7 +44,9 @@ class Runs:
         self._node = node
         self._memory = node.memory
         self._running: dict[RunKey, RunTask] = {}
-        self._ended: dict[RunKey, tuple[float, RunTask]] = {}
+        self._ended: dict[RunKey, tuple[float, TokenLog]] = {}  # oldest first
+        self._bytes_kept = 0
+        self._forgetting: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     def __len__(self) -> int:
@@ -58,6 +63,15 @@ class Runs:
         """Returns when nothing runs any more and everybody has been told."""
         while self._tasks:
             await asyncio.wait(self._tasks)
+
+    async def close(self) -> None:
+        """End what still runs, without a word to anybody: who did not drain is taken for dead."""
+        if self._forgetting:
+            self._forgetting.cancel()
+        while self._tasks:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.wait(self._tasks, timeout=1)
 
     # -- answers -------------------------------------------------------------------------------------------------------
 
@@ -106,10 +120,15 @@ class Runs:
         except Malformed:
             return b""
         key = (JobKey(wish.client, wish.job), wish.epoch)
-        run = self._running.get(key) or (self._ended[key][1] if key in self._ended else None)
-        if run is None or wish.offset > len(run.tokens):
+        if (run := self._running.get(key)) is not None:
+            tokens = run.tokens
+        elif key in self._ended:
+            tokens = self._ended[key][1]
+        else:
             return b""
-        return frame(wish.offset, run.tokens.read(wish.offset, MAX_CHUNK))
+        if not 0 <= wish.offset <= len(tokens):
+            return b""
+        return frame(wish.offset, tokens.read(wish.offset, MAX_CHUNK))
 
     async def ping(self, message: Message) -> bytes | None:
         return encode(Pong(node=self._node.name, boot=self._node.boot))
@@ -125,13 +144,15 @@ class Runs:
             answer = await run.execute()
         except Exception:
             log.exception("run.failed")
-            answer = RunAnswer(status=RunStatus.GIVEN_BACK, changes=0, reason="the worker made a mistake")
+            # A fault, so that it counts: what fails the same way every time must not go round for ever.
+            fault = Fault(code=Code.INTERNAL, message="the worker made a mistake; its log says which")
+            answer = RunAnswer(status=RunStatus.GIVEN_BACK, changes=0, fault=fault)
         del self._running[key]
         self._change()
         answer = with_changes(answer, self.changes)
-        if answer.status is not RunStatus.REFUSED:
-            self._memory.remember(key, answer, self._node.clock.now_ms())
-        self._keep_log(key, run)
+        # Refusals too: whoever asks again must hear the reason, not `running` once more.
+        self._memory.remember(key, answer, self._node.clock.now_ms())
+        self._keep_log(key, run.tokens)
         if answer.status is not RunStatus.FINISHED:
             log.info(
                 "run.ended",
@@ -141,14 +162,27 @@ class Runs:
             )
         await self._node.bus.publish(subjects.router("free"), encode(freed(self._node, run, answer)))
 
-    def _keep_log(self, key: RunKey, run: RunTask) -> None:
-        now = time.monotonic()
-        self._ended[key] = (now, run)
+    def _keep_log(self, key: RunKey, tokens: TokenLog) -> None:
+        self._ended[key] = (time.monotonic(), tokens)
+        self._bytes_kept += len(tokens)
+        self._forget_logs()
+
+    def _forget_logs(self) -> None:
+        """Those that are too old or too many; looks again by itself, so that an idle worker holds nothing."""
+        oldest_allowed = time.monotonic() - LOG_KEPT_S
         while self._ended:
-            oldest = next(iter(self._ended))
-            if now - self._ended[oldest][0] < LOG_KEPT_S and len(self._ended) <= MAX_LOGS_KEPT:
+            key, (ended_at, tokens) = next(iter(self._ended.items()))
+            too_many = len(self._ended) > MAX_LOGS_KEPT or self._bytes_kept > MAX_BYTES_KEPT
+            if ended_at > oldest_allowed and not too_many:
                 break
-            del self._ended[oldest]
+            del self._ended[key]
+            self._bytes_kept -= len(tokens)
+        if self._ended and self._forgetting is None:
+            self._forgetting = asyncio.get_running_loop().call_later(LOG_KEPT_S, self._look_again)
+
+    def _look_again(self) -> None:
+        self._forgetting = None
+        self._forget_logs()
 
     def _change(self) -> None:
         self.changes += 1
