@@ -30,26 +30,47 @@ class Hold(NamedTuple):
 Verdict: TypeAlias = Bind | Hold
 
 
-def decide(model: str, nodes: Iterable[NodeView], *, now: float, connected_at: float, waited_ms: int = 0) -> Verdict:
-    """`model` in its canonical form. Times are monotonic seconds. The same values give the same verdict."""
-    able: list[tuple[tuple[bool, int, float, str], NodeView]] = []
+class Rank(NamedTuple):
+    """The smallest gets the job."""
+
+    failed_before: bool
+    cold: bool
+    depth: int
+    last_bound_at: float
+    name: str
+
+
+def decide(
+    model: str,
+    nodes: Iterable[NodeView],
+    *,
+    now: float,
+    connected_at: float,
+    waited_ms: int = 0,
+    avoid: frozenset[str] = frozenset(),
+) -> Verdict:
+    """`model` in its canonical form. Times are monotonic seconds. The same values give the same verdict.
+
+    `avoid`: nodes that have failed this job; any other that can take it comes first.
+    """
+    able: list[tuple[Rank, NodeView]] = []
     refused: list[tuple[str, str]] = []
     for node in nodes:
         why = objection(model, node, now=now, connected_at=connected_at)
         if why is None:
-            able.append((_rank(model, node), node))
+            able.append((_rank(model, node, avoid), node))
         else:
             refused.append((node.name, why))
     if not able:
         return Hold(_summary({why for _, why in refused}))
     able.sort(key=lambda pair: pair[0])
-    (cold, depth, _, _), chosen = able[0]
-    others = [(node.name, _describe(*rank[:2])) for rank, node in able[1 : 1 + MAX_CANDIDATES_KEPT]]
+    rank, chosen = able[0]
+    others = [(node.name, _describe(rank)) for rank, node in able[1 : 1 + MAX_CANDIDATES_KEPT]]
     refused.sort()  # the order in which nodes are known means nothing
     decision = Decision(
         node=chosen.name,
-        reason=_describe(cold, depth),
-        cold=cold,
+        reason=_describe(rank),
+        cold=rank.cold,
         waited_ms=waited_ms,
         candidates=tuple(Candidate(node=name, verdict=v) for name, v in (others + refused)[:MAX_CANDIDATES_KEPT]),
     )
@@ -79,12 +100,14 @@ def objection(model: str, node: NodeView, *, now: float, connected_at: float) ->
     return None
 
 
-def _rank(model: str, node: NodeView) -> tuple[bool, int, float, str]:
-    return model not in node.loaded and model not in node.loading, len(node.runs), node.last_bound_at, node.name
+def _rank(model: str, node: NodeView, avoid: frozenset[str]) -> Rank:
+    cold = model not in node.loaded and model not in node.loading
+    return Rank(node.name in avoid, cold, len(node.runs), node.last_bound_at, node.name)
 
 
-def _describe(cold: bool, depth: int) -> str:
-    return f"model {'not ' if cold else ''}in memory, depth {depth}"
+def _describe(rank: Rank) -> str:
+    failed = "failed this job before, " if rank.failed_before else ""
+    return f"{failed}model {'not ' if rank.cold else ''}in memory, depth {rank.depth}"
 
 
 def _summary(objections: set[str]) -> str:

@@ -15,6 +15,9 @@ NO_RESPONDERS_GONE = (
 )
 RunKey = tuple[JobKey, int]
 
+FAILED_JOBS = 3  # different jobs in a row; one job alone may be poison
+SET_ASIDE_S, MAX_SET_ASIDE_S = 10.0, 300.0
+
 
 class Liveness(StrEnum):
     ALIVE = "alive"
@@ -41,6 +44,7 @@ class NodeView:
     unanswered_pings: int = 0
     holds: dict[RunKey, Hold] = field(default_factory=dict)
     freed: dict[RunKey, int] = field(default_factory=dict)  # freed at that change count; older heartbeats still list it
+    failing: set[JobKey] = field(default_factory=set)  # jobs that failed here since the last success
     set_aside_until: float = 0.0
     last_bound_at: float = 0.0
 
@@ -59,6 +63,18 @@ class NodeView:
         self.heard_at, self.gone, self.unanswered_pings = now, False, 0
         self.beat = beat
         self._read_beat()
+
+    def failed(self, job: JobKey, now: float) -> None:
+        """The node failed this job, through no fault of the job that is known. After several it is left alone for a while:
+        longer each time, until one succeeds."""
+        self.failing.add(job)
+        beyond = len(self.failing) - FAILED_JOBS
+        if beyond >= 0:
+            self.set_aside_until = now + min(SET_ASIDE_S * 2**beyond, MAX_SET_ASIDE_S)
+
+    def succeeded(self) -> None:
+        self.failing.clear()
+        self.set_aside_until = 0.0
 
     def reserve(self, key: RunKey, model: str) -> None:
         """This run has been, or is about to be, ordered here."""

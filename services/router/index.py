@@ -29,7 +29,12 @@ class Job:
     binding: Binding | None = None  # the newest `active`: bound if it names a node, else given back
     bound_ms: int = 0
     cancel: str | None = None  # the reason, once a cancel mark for this life of the id was seen
-    gathered: bytes | None = None  # what was shown of the epochs before, once the router has asked
+    gathered: bytes | None = None  # the visible text to go on from, once this process has it
+
+    @property
+    def base(self) -> int:
+        """Bytes of visible text to go on from, as far as they are known."""
+        return len(self.gathered) if self.gathered is not None else self.binding.base if self.binding else 0
 
     @property
     def bound(self) -> bool:

@@ -9,54 +9,49 @@ import asyncio
 import heapq
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import structlog
 
 from libs.common.bus.connection import Bus, Message, Stored
-from libs.common.bus.failures import Away, BusError, Full, NoResponders
+from libs.common.bus.failures import BusError, Full
 from libs.common.contracts import subjects
 from libs.common.contracts.codec import Malformed, encode
 from libs.common.contracts.control import (
-    CancelRun,
     EraseAnswer,
-    FreezePrefix,
     PlaceAnswer,
-    Run,
     RunAnswer,
     RunStatus,
     decode_erase,
     decode_free,
     decode_place_query,
-    decode_run_answer,
 )
-from libs.common.contracts.events import parse_frame
 from libs.common.contracts.faults import Code, Fault
 from libs.common.contracts.headers import FACTS
-from libs.common.contracts.jobs import MAX_RUN_S, Binding, Completion, Submission, decode_cancel_mark
+from libs.common.contracts.jobs import Binding, Completion, Submission, decode_cancel_mark
 from libs.common.contracts.nodes import canonical_model, decode_heartbeat
-from libs.common.contracts.streams import OUT
 from libs.common.contracts.subjects import JobKey
 from libs.common.journal import Entry, Journal, Lost, facts_of
+from libs.common.states import JobState
 from services.router import metrics
 from services.router.clock import ServerClock
 from services.router.decide import Bind, Hold, decide
+from services.router.deeds import Deeds
 from services.router.fleet import Fleet, Liveness, NodeView, RunKey
-from services.router.gathering import assemble
+from services.router.gatherer import Gatherer
 from services.router.index import Index, Job, Leftover
+from services.router.orders import Orders
 from services.router.queue import PendingQueue
-from services.router.settle import End, Enqueue, Gather, Wait, settle
+from services.router.settle import End, Enqueue, Gather, Wait, counts, settle
 from services.router.transitions import Transitions
 
 log = structlog.get_logger()
 
 TICK_S = 0.25
 ASK_S = 1.0  # between two questions about the same run
-RUN_TIMEOUT_S = 1.0
 PING_S = 1.0
-GATHER_S = 0.2  # how long gateways have to say what they have shown
 OVERDUE_S = 20.0  # after its deadline a run that its worker did not end is taken away
 STRAY_S = 3.0  # a run in a heartbeat that the index does not know: normal for a moment
 UNWATCHED_S = 30.0  # two looks so far apart, and nobody reads: the job is cancelled
@@ -87,8 +82,9 @@ class Router:
         self._clock = clock
         self._transitions = Transitions(bus, clock)
         self._wake = asyncio.Event()
-        self._busy: set[JobKey] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._orders = Orders(bus)
+        self._gatherer = Gatherer(bus)
+        self._deeds = Deeds(self._after_deed)
         self._delayed: list[tuple[int, JobKey]] = []
         self._bound: dict[JobKey, Job] = {}
         self._due: dict[JobKey, Job] = {}  # to be gathered or ended
@@ -144,7 +140,7 @@ class Router:
         if view is not None and view.beat.boot == free.boot:
             view.release(run, free.changes)
         if free.given_back and (job := self._bound_as(run, free.boot)) is not None:
-            self._do(job.key, self._requeue(job, free.epoch, free.fault, "given_back"))
+            self._deeds.do(job.key, self._requeue(job, free.epoch, free.fault, "given_back"))
         self._capacity_changed()
 
     async def place(self, message: Message) -> bytes:
@@ -174,6 +170,8 @@ class Router:
         self._capacity_changed()
 
     def _fold(self, key: JobKey, record: str, facts: Any, sequence: int, at_ms: int) -> None:
+        if isinstance(facts, Completion) and facts.state is JobState.SUCCEEDED and facts.node in self.fleet.nodes:
+            self.fleet.nodes[facts.node].succeeded()
         before = self._bound.get(key)
         held = before.binding if before else None
         job = self.index.fold(key, record, facts, sequence, at_ms)
@@ -273,8 +271,7 @@ class Router:
                 except TimeoutError:
                     pass
         finally:
-            for task in self._tasks:
-                task.cancel()
+            self._deeds.cancel_all()
 
     async def ping_nodes(self) -> None:
         """Endless: a process that was killed is noticed by its silence within three pings."""
@@ -283,14 +280,7 @@ class Router:
             await asyncio.gather(asyncio.sleep(PING_S), *(self._ping(view) for view in views))
 
     async def _ping(self, view: NodeView) -> None:
-        answered = nobody = False
-        try:
-            await self._bus.request(subjects.worker(view.name, view.beat.boot, "ping"), timeout=PING_S * 0.9)
-            answered = True
-        except NoResponders:
-            nobody = True
-        except BusError:
-            pass
+        answered, nobody = await self._orders.ping(view)
         if self.fleet.ping_result(view.name, view.beat.boot, answered=answered, nobody=nobody):
             log.warning("node.gone", node=view.name, boot=view.beat.boot)
             self._wake.set()
@@ -309,11 +299,11 @@ class Router:
                 if (
                     job is None
                     or job.bound
-                    or key in self._busy
+                    or key in self._deeds.busy
                     or not isinstance(settle(job, self._clock.now_ms()), Enqueue)
                 ):
                     self.queue.discard(key)
-                    if job is not None and key not in self._busy:
+                    if job is not None and key not in self._deeds.busy:
                         self._place(job)
                     progress = True
                     break
@@ -324,13 +314,16 @@ class Router:
                         now=now,
                         connected_at=self._bus.connected_at,
                         waited_ms=max(0, self._clock.now_ms() - job.created_ms),
+                        avoid=frozenset(attempt.node for attempt in job.binding.attempts)
+                        if job.binding
+                        else frozenset(),
                     )
                 if isinstance(verdict, Hold):
                     held[model] = verdict.reason
                     continue
                 self.queue.discard(key)
                 self._reserve(job, verdict, model, now)
-                self._do(key, self._bind(job, verdict))
+                self._deeds.do(key, self._bind(job, verdict))
                 progress = True
                 break
         self._held = held
@@ -348,10 +341,10 @@ class Router:
             if (delayed := self.index.jobs.get(key)) is not None:
                 self._place(delayed)
         for job in list(self._bound.values()):
-            if job.key not in self._busy:
+            if job.key not in self._deeds.busy:
                 self._look_at_bound(job, now)
         for job in list(self._due.values()):
-            if job.key not in self._busy:
+            if job.key not in self._deeds.busy:
                 self._look_at_unbound(job)
         self._sweep(now)
         self._look_for_strays(now)
@@ -368,7 +361,7 @@ class Router:
             if job.key in self.queue:
                 if now_ms >= job.deadline_ms:
                     self._place(job)
-            elif not any(job.key in placed for placed in (self._bound, self._waiting, self._due, self._busy)):
+            elif not any(job.key in placed for placed in (self._bound, self._waiting, self._due, self._deeds.busy)):
                 log.error("job.misplaced", job_id=job.key.job)
                 self._place(job)
             if not job.submission.detached:
@@ -377,9 +370,9 @@ class Router:
     def _look_at_unbound(self, job: Job) -> None:
         match settle(job, self._clock.now_ms()):
             case Gather():
-                self._do(job.key, self._gather(job))
+                self._deeds.do(job.key, self._gather(job))
             case End(state, fault):
-                self._do(job.key, self._end(job, state, fault))
+                self._deeds.do(job.key, self._end(job, state, fault))
             case Enqueue() | Wait():
                 self._place(job)
 
@@ -391,21 +384,21 @@ class Router:
         run = (job.key, binding.epoch)
         if not self.fleet.alive_boot(binding.node, binding.boot, now, self._bus.connected_at):
             fault = Fault(code=Code.NODE_FAILED, message=f"node {binding.node} went away")
-            self._do(job.key, self._requeue(job, binding.epoch, fault, "node_gone"))
+            self._deeds.do(job.key, self._requeue(job, binding.epoch, fault, "node_gone"))
             return
         if self._clock.now_ms() > job.deadline_ms + OVERDUE_S * 1000:
-            self._do(job.key, self._requeue(job, binding.epoch, None, "overdue"))
+            self._deeds.do(job.key, self._requeue(job, binding.epoch, None, "overdue"))
             return
         care = self._care_of(job)
         if job.cancel is not None and now - care.told_at >= ASK_S:
             care.told_at = now
-            self._spawn(self._tell_cancel(job, binding))
+            self._deeds.spawn(self._tell_cancel(job, binding))
         view = self.fleet.nodes.get(binding.node)
         if view is None or run in view.listed:
             return
         hold = view.holds.get(run)
         if (hold is None or hold.confirmed is None) and now - care.asked_at >= ASK_S:
-            self._do(job.key, self._order(job, binding))
+            self._deeds.do(job.key, self._order(job, binding))
 
     def _care_of(self, job: Job) -> Care:
         return self._care.setdefault(job.key, Care())
@@ -417,22 +410,21 @@ class Router:
             care.looked_at = now
         elif job.cancel is None and now - care.looked_at >= UNWATCHED_S:
             care.looked_at = now
-            self._spawn(self._ask_for_readers(job, care, now))
+            self._deeds.spawn(self._ask_for_readers(job, care, now))
 
     async def _ask_for_readers(self, job: Job, care: Care, now: float) -> None:
         try:
-            await self._bus.request(subjects.prefix(job.key), encode(FreezePrefix(epoch=0)), timeout=2)
-        except NoResponders:
-            if care.unwatched_since is None:
-                care.unwatched_since = now
-            elif self.index.jobs.get(job.key) is job and job.cancel is None:
-                job.cancel = "nobody reads the answer any more"
-                self._place(job)
-                self._wake.set()
-            return
+            watched = await self._gatherer.watched(job.key)
         except BusError:
-            pass
-        care.unwatched_since = None
+            watched = True  # not known, so nothing is held against it
+        if watched:
+            care.unwatched_since = None
+        elif care.unwatched_since is None:
+            care.unwatched_since = now
+        elif self.index.jobs.get(job.key) is job and job.cancel is None:
+            job.cancel = "nobody reads the answer any more"
+            self._place(job)
+            self._wake.set()
 
     def _look_for_strays(self, now: float) -> None:
         """What runs but is not bound so is stopped, after a look at the leader: this router's view may be old."""
@@ -444,9 +436,9 @@ class Router:
                 if run in view.freed or self._bound_as(run, view.beat.boot) is not None:
                     continue
                 seen.add(run)
-                if now - self._stray_since.setdefault(run, now) >= STRAY_S and run[0] not in self._busy:
+                if now - self._stray_since.setdefault(run, now) >= STRAY_S and run[0] not in self._deeds.busy:
                     self._stray_since[run] = now
-                    self._do(run[0], self._stop_stray(view.name, view.beat.boot, run))
+                    self._deeds.do(run[0], self._stop_stray(view.name, view.beat.boot, run))
         for run in [run for run in self._stray_since if run not in seen]:
             del self._stray_since[run]
 
@@ -454,7 +446,7 @@ class Router:
         """Keep some on their way, for as long as there are any."""
         while self._tidying < TIDY_AT_ONCE and (next_one := self.index.take_leftover()) is not None:
             self._tidying += 1
-            self._spawn(self._tidy_one(*next_one))
+            self._deeds.spawn(self._tidy_one(*next_one))
 
     async def _tidy_one(self, key: JobKey, leftover: Leftover) -> None:
         try:
@@ -484,27 +476,10 @@ class Router:
         await self._order(job, binding)
 
     async def _order(self, job: Job, binding: Binding) -> None:
-        """Ask the worker to run it; saying it again is always safe."""
-        assert binding.node is not None
-        assert binding.boot is not None
         self._care_of(job).asked_at = time.monotonic()
-        order = Run(
-            client=job.key.client,
-            job=job.key.job,
-            epoch=binding.epoch,
-            revision=job.sequence,
-            submitted=job.submitted,
-            seconds_left=min(MAX_RUN_S, max(0.0, (job.deadline_ms - self._clock.now_ms()) / 1000)),
-        )
-        try:
-            reply = await self._bus.request(
-                subjects.worker(binding.node, binding.boot, "run"), encode(order), timeout=RUN_TIMEOUT_S
-            )
-            answer = decode_run_answer(reply)
-        except (NoResponders, Away, Malformed) as error:
-            log.info("run.unanswered", job_id=job.key.job, node=binding.node, error=str(error))
-            return  # a time-out means: ask again, until an answer or a heartbeat decides
-        await self._hear_answer(job, binding, answer)
+        answer = await self._orders.run(job, binding, self._clock.now_ms())
+        if answer is not None:
+            await self._hear_answer(job, binding, answer)
 
     async def _hear_answer(self, job: Job, binding: Binding, answer: RunAnswer) -> None:
         run = (job.key, binding.epoch)
@@ -541,6 +516,8 @@ class Router:
         ):
             return
         node = job.binding.node
+        if node in self.fleet.nodes and counts(fault) and reason == "given_back":
+            self.fleet.nodes[node].failed(job.key, time.monotonic())
         binding, sequence = await self._transitions.requeue(job, fault, refused=refused)
         metrics.requeues.labels(reason).inc()
         log.info(
@@ -551,40 +528,21 @@ class Router:
         await self._gather(job)
 
     async def _gather(self, job: Job) -> None:
-        """After the fence: what was shown of the epochs before? Gateways freeze them as they answer."""
+        """After the fence: what was shown of the epochs before? Text that was is made durable before anybody waits with it."""
         assert job.binding is not None
-        epochs = [past.epoch for past in job.binding.past if past.base is None]
         sequence = job.sequence
-        pieces = []
-        for epoch in epochs:
-            pieces += await self._segments(job.key, epoch)
-            pieces += await self._shown(job.key, epoch)
-        if job.sequence == sequence and self.index.jobs.get(job.key) is job:
-            job.gathered = assemble(pieces)
-            self._place(job)
-
-    async def _segments(self, key: JobKey, epoch: int) -> list[tuple[int, bytes]]:
-        """What the worker had acked. A direct get may be stale, so the leader says first up to where it has to reach."""
-        subject = subjects.segments_of_epoch(key, epoch)
-        newest = await self._bus.last(OUT, subject)
-        found: list[Stored] = []
-        while newest is not None and (not found or found[-1].sequence < newest.sequence):
-            start = found[-1].sequence + 1 if found else 1
-            more = await self._bus.from_sequence(OUT, subject, start, batch=1000, timeout=5)
-            if not more:
-                raise Away(f"segments of {subject} are not on every replica yet")
-            found += more
-        return [parse_frame(stored.data) for stored in found]
-
-    async def _shown(self, key: JobKey, epoch: int) -> list[tuple[int, bytes]]:
-        answers = await self._bus.ask_all(subjects.prefix(key), encode(FreezePrefix(epoch=epoch)), within=GATHER_S)
-        pieces = []
-        for answer in answers:
-            try:
-                pieces.append(parse_frame(answer))
-            except Malformed as error:
-                log.warning("prefix.malformed", error=str(error))
-        return pieces
+        carried = await self._transitions.visible_text(job)
+        epochs = [past.epoch for past in job.binding.past if past.base is None]
+        text = await self._gatherer.gather(job.key, epochs, carried)
+        if job.sequence != sequence or self.index.jobs.get(job.key) is not job:
+            return
+        job.gathered = text
+        if text:
+            binding, sequence = await self._transitions.keep(job)
+            log.info("job.text_kept", job_id=job.key.job, bytes=len(text))
+            self._fold(job.key, "active", binding, sequence, self._clock.now_ms())
+            job.gathered = text  # the same as in the record; saves reading it
+        self._place(job)
 
     async def _end(self, job: Job, state: Any, fault: Fault) -> None:
         completion, sequence = await self._transitions.end(job, state, fault)
@@ -597,10 +555,7 @@ class Router:
     async def _tell_cancel(self, job: Job, binding: Binding) -> None:
         assert binding.node is not None
         assert binding.boot is not None
-        wish = CancelRun(client=job.key.client, job=job.key.job, epoch=binding.epoch, reason=job.cancel or "cancelled")
-        await self._bus.request(
-            subjects.worker(binding.node, binding.boot, "cancel"), encode(wish), timeout=RUN_TIMEOUT_S
-        )
+        await self._orders.cancel(job.key, binding.node, binding.boot, binding.epoch, job.cancel or "cancelled")
 
     async def _stop_stray(self, node: str, boot: str, run: RunKey) -> None:
         """The rule for stale leaders: only a greater epoch, this one listed as past, a final state, or absence count."""
@@ -614,8 +569,7 @@ class Router:
             self._adopt(key, newest)
         if fenced:
             log.warning("run.stray", job_id=key.job, node=node, epoch=epoch)
-            wish = CancelRun(client=key.client, job=key.job, epoch=epoch, reason="not bound so", fenced=True)
-            await self._bus.request(subjects.worker(node, boot, "cancel"), encode(wish), timeout=RUN_TIMEOUT_S)
+            await self._orders.cancel(key, node, boot, epoch, "not bound so", fenced=True)
 
     # -- support -------------------------------------------------------------------------------------------------------
 
@@ -625,48 +579,18 @@ class Router:
             return None
         return job if (job.binding.epoch, job.binding.boot) == (run[1], boot) else None
 
-    def _do(self, key: JobKey, deed: Coroutine[Any, Any, None]) -> None:
-        """One deed at a time per job; a second one is dropped, `_tick` will see what is left to do."""
-        if key in self._busy:
-            deed.close()
-            return
-        self._busy.add(key)
-
-        async def guarded() -> None:
-            done = False
-            try:
-                await deed
-                done = True
-            except Lost as lost:
-                self._adopt(key, lost.newest)
-                done = True
-            except BusError as error:
-                if isinstance(error, Full):  # that holds for every job
-                    self._paused_until = time.monotonic() + RETRY_MS / 1000
-                log.info("deed.delayed", job_id=key.job, error=str(error))
-            finally:
-                self._busy.discard(key)
-                if (job := self.index.jobs.get(key)) is not None:
-                    if done or job.bound:
-                        self._place(job)  # a deed that came to nothing left it nowhere
-                    else:  # not at once again: the two would keep each other busy
-                        self._wait(key, self._clock.now_ms() + RETRY_MS)
-                self._wake.set()
-
-        self._spawn(guarded())
-
-    def _spawn(self, coroutine: Awaitable[None]) -> None:
-        async def logged() -> None:
-            try:
-                await coroutine
-            except BusError as error:
-                log.info("deed.delayed", error=str(error))
-            except Exception:
-                log.exception("deed.failed")
-
-        task = asyncio.create_task(logged())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+    def _after_deed(self, key: JobKey, trouble: BusError | None) -> None:
+        if isinstance(trouble, Lost):
+            self._adopt(key, trouble.newest)
+            trouble = None
+        if isinstance(trouble, Full):  # that holds for every job
+            self._paused_until = time.monotonic() + RETRY_MS / 1000
+        if (job := self.index.jobs.get(key)) is not None:
+            if trouble is None or job.bound:
+                self._place(job)  # a deed that came to nothing left it nowhere
+            else:  # not at once again: the two would keep each other busy
+                self._wait(key, self._clock.now_ms() + RETRY_MS)
+        self._wake.set()
 
     def _measure(self, now: float) -> None:
         metrics.active.set(1 if self._is_active() else 0)

@@ -7,7 +7,7 @@ from libs.common.contracts.jobs import MAX_ATTEMPTS, Attempt
 from libs.common.states import JobState
 from services.router.index import Job
 
-BACKOFF_MS = (1_000, 4_000, 15_000)  # after the first, second, … failed attempt
+BACKOFF_MS = (200, 4_000, 15_000)  # after the first, second, … failed attempt: one failure may be the node's alone
 BUSY_BACKOFF_MS = 1_000
 REFUSED_BACKOFF_MS = 500
 
@@ -42,11 +42,9 @@ def settle(job: Job, now_ms: float) -> NextStep:
         message = f"no node took the job within its {job.submission.deadline_s:g} s; give it a longer deadline_s"
         return End(JobState.EXPIRED, Fault(code=Code.DEADLINE_EXCEEDED, message=message))
     attempts = job.binding.attempts if job.binding else ()
-    if job.gathered:
-        # Going on from the visible text is not built yet; generating anew over text that was shown never happens (DESIGN §4).
-        return End(JobState.FAILED, Fault(code=Code.INTERRUPTED, message=_interrupted(attempts)))
     if len(attempts) >= MAX_ATTEMPTS:
-        return End(JobState.FAILED, attempts[-1].fault)
+        interrupted = Fault(code=Code.INTERRUPTED, message=_interrupted(attempts))
+        return End(JobState.FAILED, interrupted if job.base else attempts[-1].fault)
     if job.not_before_ms > now_ms:
         return Wait(job.not_before_ms)
     return Enqueue()
@@ -69,5 +67,5 @@ def counts(fault: Fault | None) -> bool:
 
 
 def _interrupted(attempts: tuple[Attempt, ...]) -> str:
-    why = attempts[-1].fault.message if attempts else "the node stopped"
-    return f"the node that was answering failed after part of the answer had been shown ({why}); send the request again"
+    why = attempts[-1].fault.message
+    return f"{len(attempts)} attempts failed after part of the answer had been shown (the last: {why}); send the request again"

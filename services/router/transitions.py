@@ -18,7 +18,7 @@ from libs.common.contracts.jobs import Attempt, Binding, Completion, Hint, PastE
 from libs.common.contracts.streams import JOBS, OUT
 from libs.common.contracts.subjects import JobKey
 from libs.common.ids import new_op_id
-from libs.common.journal import Journal, digest, ttl_s
+from libs.common.journal import Journal, Lost, digest, ttl_s
 from libs.common.states import JobState
 from services.router.clock import ServerClock
 from services.router.decide import Bind
@@ -35,7 +35,8 @@ class Transitions:
         self._journal = Journal(bus)
 
     async def bind(self, job: Job, verdict: Bind) -> tuple[Binding, int]:
-        """The binding and its sequence. Raises what Journal.write raises."""
+        """The binding and its sequence; its body is the visible text to go on from. Raises what Journal.write raises."""
+        text = await self.visible_text(job)
         binding = Binding(
             op_id=new_op_id(),
             job=job.submission,
@@ -44,17 +45,19 @@ class Transitions:
             epoch=job.sequence,
             node=verdict.node,
             boot=verdict.boot,
-            past=_gathered(job),
+            base=len(text),
+            past=_gathered(job, text),
             attempts=job.binding.attempts if job.binding else (),
             decision=verdict.decision,
         )
-        return binding, await self._write_active(job, binding, JobState.BOUND)
+        return binding, await self._write_active(job, binding, text, JobState.BOUND)
 
     async def requeue(self, job: Job, fault: Fault | None, *, refused: bool = False) -> tuple[Binding, int]:
         """Take a bound job from its node: the fence. Its epoch is listed without a base until it has been gathered."""
         bound = job.binding
         assert bound is not None
         assert bound.node is not None
+        text = await self.visible_text(job)  # the record that holds it is replaced now: the base never shrinks
         now_ms = self._clock.now_ms()
         attempts = bound.attempts
         if counts(fault):
@@ -66,15 +69,45 @@ class Transitions:
             submitted=job.submitted,
             created_ms=job.created_ms,
             epoch=job.sequence,
+            base=len(text),
             past=(*bound.past, PastEpoch(epoch=bound.epoch)),
             attempts=attempts,
             not_before_ms=not_before(attempts, fault, now_ms, refused=refused),
         )
-        return binding, await self._write_active(job, binding, JobState.QUEUED)
+        return binding, await self._write_active(job, binding, text, JobState.QUEUED)
+
+    async def keep(self, job: Job) -> tuple[Binding, int]:
+        """A second requeue, with the text that was gathered: durable before anybody waits for a slot with it."""
+        assert job.binding is not None
+        assert job.gathered is not None
+        binding = msgspec.structs.replace(
+            job.binding,
+            op_id=new_op_id(),
+            epoch=job.sequence,
+            base=len(job.gathered),
+            past=_gathered(job, job.gathered),
+            parts=None,
+        )
+        return binding, await self._write_active(job, binding, job.gathered, JobState.QUEUED)
+
+    async def visible_text(self, job: Job) -> bytes:
+        """The text to go on from: gathered by this process, or the body of the job's newest `active`.
+
+        Raises Lost when that record is not there any more: somebody has moved the folder on.
+        """
+        if job.gathered is not None:
+            return job.gathered
+        if job.binding is None or not job.binding.base:
+            return b""
+        found = await self._journal.record_at(job.sequence)
+        text = await self._journal.body(job.key, found[1]) if found else None
+        if text is None:
+            raise Lost(await self._journal.newest(job.key))
+        return text
 
     async def end(self, job: Job, state: JobState, fault: Fault) -> tuple[Completion, int]:
         """End a job that no node holds, with what had been shown of it as its log."""
-        text = job.gathered or b""
+        text = await self.visible_text(job)
         whole = text + line(Event(end=EndEvent(state=state, fault=fault)))
         completion = Completion(
             op_id=new_op_id(),
@@ -83,7 +116,7 @@ class Transitions:
             created_ms=job.created_ms,
             state=state,
             epoch=job.sequence,
-            past=_gathered(job),
+            past=_gathered(job, text),
             attempts=job.binding.attempts if job.binding else (),
             finished_ms=self._clock.now_ms(),
             fault=fault,
@@ -141,9 +174,9 @@ class Transitions:
         await self._journal.purge(OUT, subjects.segments_of_job(key))
         return None
 
-    async def _write_active(self, job: Job, binding: Binding, state: JobState) -> int:
+    async def _write_active(self, job: Job, binding: Binding, text: bytes, state: JobState) -> int:
         ttl = ttl_s(job.submission, created_ms=job.created_ms, now_ms=self._clock.now_ms())
-        sequence = await self._journal.write(job.key, "active", binding, b"", expected=job.sequence, ttl=ttl)
+        sequence = await self._journal.write(job.key, "active", binding, text, expected=job.sequence, ttl=ttl)
         await self._hint(job.key, Hint(state=state, epoch=binding.epoch, sequence=sequence))
         return sequence
 
@@ -151,8 +184,7 @@ class Transitions:
         await self._bus.publish(subjects.hint(key), encode(hint))
 
 
-def _gathered(job: Job) -> tuple[PastEpoch, ...]:
+def _gathered(job: Job, text: bytes) -> tuple[PastEpoch, ...]:
     """The epochs before, the last one with the base that was gathered for it."""
     past = job.binding.past if job.binding else ()
-    size = len(job.gathered or b"")
-    return tuple(PastEpoch(epoch=p.epoch, base=size if p.base is None else p.base) for p in past)
+    return tuple(PastEpoch(epoch=p.epoch, base=len(text) if p.base is None else p.base) for p in past)

@@ -1,6 +1,6 @@
 import pytest
 
-from services.router import loop, settle
+from services.router import loop, orders, settle
 from tests.router.building import Routers
 
 
@@ -12,10 +12,10 @@ def routers(monkeypatch: pytest.MonkeyPatch) -> Routers:
         "ASK_S": 0.15,
         "PING_S": 0.1,
         "STRAY_S": 0.2,
-        "RUN_TIMEOUT_S": 0.3,
         "RETRY_MS": 200,
     }.items():
         monkeypatch.setattr(loop, name, value)
+    monkeypatch.setattr(orders, "ANSWER_S", 0.3)
     monkeypatch.setattr(settle, "BACKOFF_MS", (50, 100, 150))
     monkeypatch.setattr(settle, "BUSY_BACKOFF_MS", 50)
     monkeypatch.setattr(settle, "REFUSED_BACKOFF_MS", 50)

@@ -12,11 +12,13 @@ from libs.common.bus.failures import Away
 from libs.common.contracts import subjects
 from libs.common.contracts.control import decode_freeze
 from libs.common.contracts.events import frame
-from libs.common.contracts.faults import Code
-from libs.common.contracts.jobs import PastEpoch
+from libs.common.contracts.faults import Code, Fault
+from libs.common.contracts.jobs import Binding, PastEpoch
 from libs.common.contracts.subjects import JobKey
+from libs.common.journal import Entry
 from libs.common.states import JobState
 from services.router import fleet, loop
+from services.router.fleet import RunKey
 from tests.router.building import Routers, binding_of, ended, folder, heard, silenced, submit
 from tests.support.fake_worker import FakeWorker, fake_worker
 from tests.support.nats_server import NatsServer, connected
@@ -120,24 +122,83 @@ async def test_a_new_boot_means_that_the_jobs_of_the_old_one_are_gone_at_once(bu
 # -- what was shown ------------------------------------------------------------------------------------------------------------
 
 
-async def test_text_that_a_watcher_was_shown_ends_the_job_with_that_text_as_its_log(bus: Bus, routers: Routers) -> None:
-    """Never silently generate over text that was shown (§4); going on from it is not built yet."""
-    async with fake_worker(bus, "a") as dying, fake_worker(bus, "b") as other, routers.one(bus) as router:
-        other.models = ()
-        await heard(router, 2)
+async def bound_elsewhere(bus: Bus, key: JobKey, worker: FakeWorker) -> tuple[RunKey, Entry]:
+    run = await runs_on(worker, key)
+    entry = await folder(bus, key)
+    assert isinstance(entry.facts, Binding)
+    return run, entry
+
+
+async def test_text_that_a_watcher_was_shown_goes_to_another_node_with_the_next_binding(
+    bus: Bus, routers: Routers
+) -> None:
+    """DESIGN §4: base = what was shown; the next `active` carries that text in its body, whole events only."""
+    async with fake_worker(bus, "a") as dying, routers.one(bus) as router:
         key = await submit(bus)
-        run = await eventually(lambda: dying.run_of(key) or other.run_of(key))
-        worker = dying if run in dying.running else other
-        async with watching(bus, key, HELLO + b'{"text":" wor') as asked:
-            await worker.vanish()
+        run = await runs_on(dying, key)
+        async with fake_worker(bus, "b") as other, watching(bus, key, HELLO + b'{"text":" wor') as asked:
+            await heard(router, 2)
+            await dying.vanish()
+            second, entry = await bound_elsewhere(bus, key, other)
+            assert entry.facts.past == (PastEpoch(epoch=run[1], base=len(HELLO)),)
+            assert (entry.facts.base, entry.body) == (len(HELLO), HELLO)
+            assert asked == [run[1]]
+            assert second[1] > run[1]
+
+
+async def test_the_base_never_shrinks_when_the_second_node_dies_as_well(bus: Bus, routers: Routers) -> None:
+    """Nobody watches any more and OUT holds nothing of the second attempt: the text is the one its binding carried."""
+    async with fake_worker(bus, "a") as first, routers.one(bus) as router:
+        key = await submit(bus)
+        run = await runs_on(first, key)
+        async with fake_worker(bus, "b") as second:
+            await heard(router, 2)
+            async with watching(bus, key, HELLO):
+                await first.vanish()
+                second_run, _ = await bound_elsewhere(bus, key, second)
+            async with fake_worker(bus, "c") as third:
+                await heard(router, 3)
+                await second.vanish()
+                _, entry = await bound_elsewhere(bus, key, third)
+                assert entry.body == HELLO
+                assert entry.facts.past == (
+                    PastEpoch(epoch=run[1], base=len(HELLO)),
+                    PastEpoch(epoch=second_run[1], base=len(HELLO)),
+                )
+
+
+async def test_text_waits_durably_for_a_slot_and_a_restarted_router_binds_with_it(bus: Bus, routers: Routers) -> None:
+    """No node is free: a second requeue holds the text, so that it does not depend on who gathered it."""
+    async with fake_worker(bus, "a") as dying:
+        async with routers.one(bus):
+            key = await submit(bus)
+            await runs_on(dying, key)
+            async with watching(bus, key, HELLO):
+                await dying.vanish()
+                entry = await eventually(lambda: _kept(bus, key))
+                assert (entry.facts.node, entry.body) == (None, HELLO)
+        async with fake_worker(bus, "b") as other, routers.one(bus):
+            _, bound = await bound_elsewhere(bus, key, other)
+            assert bound.body == HELLO
+
+
+async def _kept(bus: Bus, key: JobKey) -> Entry | None:
+    entry = await folder(bus, key)
+    return entry if isinstance(entry.facts, Binding) and entry.facts.base else None
+
+
+async def test_after_three_failures_a_job_ends_with_what_was_shown_as_its_log(bus: Bus, routers: Routers) -> None:
+    """Poison: it ends `failed`, says that it was cut off, and shows the history of its attempts."""
+    broken = Fault(code=Code.NODE_FAILED, message="out of memory")
+    async with fake_worker(bus) as worker, routers.one(bus):
+        key = await submit(bus)
+        async with watching(bus, key, HELLO):
+            for _ in range(3):
+                await worker.give_back(await runs_on(worker, key), broken)
             done = await ended(bus, key)
         assert (done.state, done.fault and done.fault.code) == (JobState.FAILED, Code.INTERRUPTED)
-        assert done.past == (PastEpoch(epoch=run[1], base=len(HELLO)),)
-        entry = await folder(bus, key)
-        assert entry.body.startswith(HELLO + b'{"end":{')
-        assert (done.log_size, entry.body.count(b"\n")) == (len(entry.body), 2)
-        assert run[1] in asked
-        assert sum(worker.executed.values()) == 1
+        assert len(done.attempts) == 3
+        assert (await folder(bus, key)).body.startswith(HELLO + b'{"end":{')
 
 
 async def test_an_acked_segment_counts_as_shown_and_a_watcher_goes_on_from_it(bus: Bus, routers: Routers) -> None:
@@ -148,9 +209,9 @@ async def test_an_acked_segment_counts_as_shown_and_a_watcher_goes_on_from_it(bu
         await worker.keep_segment(run, 0, HELLO)
         async with watching(bus, key, HELLO[-3:] + WORLD, offset=len(HELLO) - 3):
             await worker.vanish()
-            done = await ended(bus, key)
-        assert [past.base for past in done.past] == [len(HELLO + WORLD)]
-        assert (await folder(bus, key)).body.startswith(HELLO + WORLD + b'{"end":{')
+            entry = await eventually(lambda: _kept(bus, key))
+        assert [past.base for past in entry.facts.past] == [len(HELLO + WORLD)]
+        assert entry.body == HELLO + WORLD
 
 
 async def test_when_nothing_was_shown_a_job_starts_again_and_its_watchers_have_frozen_the_epoch(
@@ -173,7 +234,7 @@ async def test_nobody_binds_or_ends_before_what_was_shown_is_known(bus: Bus, rou
         await heard(router, 2)
         key = await submit(bus)
         run = await runs_on(dying, key)
-        failures, heals, shown = 0, asyncio.Event(), router._shown
+        failures, heals, shown = 0, asyncio.Event(), router._gatherer._shown
 
         async def failing(job, epoch):  # type: ignore[no-untyped-def]
             nonlocal failures
@@ -182,7 +243,7 @@ async def test_nobody_binds_or_ends_before_what_was_shown_is_known(bus: Bus, rou
                 raise Away("nobody can be asked")
             return await shown(job, epoch)
 
-        router._shown = failing  # type: ignore[method-assign]
+        router._gatherer._shown = failing  # type: ignore[method-assign]
         other.models = ("m:1",)
         await dying.vanish()
 
@@ -326,7 +387,7 @@ async def test_nothing_is_remembered_of_jobs_that_have_ended(bus: Bus, routers: 
         keys = await asyncio.gather(*(submit(bus, detached=False) for _ in range(30)))
         for key in keys:
             await ended(bus, key)
-        await eventually(lambda: not router._busy and not router.index.leftovers and not router._tidying)
+        await eventually(lambda: not router._deeds.busy and not router.index.leftovers and not router._tidying)
         await eventually(lambda: not router.fleet.nodes[worker.node].runs and not router.fleet.nodes[worker.node].holds)
         kept = (router.index.jobs, router._care, router._bound, router._due, router._waiting)
         assert [len(table) for table in kept] == [0] * len(kept)
