@@ -17,12 +17,12 @@ from libs.common.journal import digest
 from libs.common.states import JobState
 from libs.ollama_sim.faults import Fault as NodeFault
 from libs.ollama_sim.faults import FaultKind
-from libs.ollama_sim.models import parse_models
 from libs.ollama_sim.server import SimServer
 from services.worker import output, run, runs
 from tests.support.waiting import eventually
 from tests.worker.conftest import ChatNode
 from tests.worker.running import NODE, Gate, World, at_done, events_of, text_of
+from tests.worker.sockets import Connection, scripted
 
 CHAT = "/api/chat"
 FIFTY = {"options": {"num_predict": 50, "temperature": 0}}
@@ -252,20 +252,29 @@ async def test_what_the_router_decided_for_the_node_reaches_it(around: World, si
     assert sim.state.runners[0].num_ctx == 1024
 
 
-async def test_large_requests_and_large_answers_lie_in_parts(around: World, start_sim: Callable[..., Any]) -> None:
+async def test_large_requests_and_large_answers_lie_in_parts(around: World) -> None:
     """Over 512 kB neither fits into one message; chunks are never larger than a gateway takes (DESIGN §3–4)."""
-    sim = await start_sim(models=parse_models("embed=100MB:embed:dim=2000"), time_scale=1000)
-    texts = [f"{n} " * 5000 for n in range(40)]
-    async with around.worker(sim.url) as worker:
-        job = await around.submit(Kind.EMBED, model="embed", input=texts)
+    answer = json.dumps({"model": "embed", "embeddings": [[0.25] * 2000] * 80, "prompt_eval_count": 9}).encode()
+    sizes: list[int] = []
+
+    async def script(connection: Connection) -> None:
+        while head := await connection.request():
+            body = answer if head.startswith(b"POST /api/embed ") else b"{}"
+            if body is answer:
+                sizes.append(int(head.lower().partition(b"content-length: ")[2].split(b"\r")[0]))
+            await connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+
+    async with scripted(script) as node, around.worker(node.url) as worker:
+        job = await around.submit(Kind.EMBED, model="embed", input=[f"{n} " * 5000 for n in range(80)])
         await around.ask(worker, await around.bind(worker, job))
-        facts, body = await around.done(job, within=20)
-        await eventually(lambda: len(around.shown(job)) == len(body))
+        facts, body = await around.done(job)
+        await eventually(lambda: sum(len(chunk.data) for chunk in around.chunks_of(job)) == len(body))
+        assert around.shown(job) == body
     assert job.submission.size > INLINE_LIMIT
+    assert sizes[0] > INLINE_LIMIT
     assert facts.state is JobState.SUCCEEDED
     assert facts.parts is not None
     assert facts.log_digest == digest(body)
-    assert around.shown(job) == body
     assert max(len(chunk.data) for chunk in around.chunks_of(job)) == MAX_CHUNK
 
 
