@@ -79,7 +79,7 @@ MAPPED: list[tuple[dict[str, Any], dict[str, Any]]] = [
         {"user": "u", "store": True, "metadata": {"a": "b"}, "service_tier": "auto", "prediction": {}, "who": "knows"},
         {},
     ),
-    (dict.fromkeys({*ChatBody.__struct_fields__} - {"model", "messages"}), {}),
+    ({name: None for name in ChatBody.__struct_fields__ if name not in BASE}, {}),
 ]
 
 
