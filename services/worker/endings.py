@@ -44,7 +44,13 @@ class Stopped(NamedTuple):
     text: str = ""
 
 
-Ending: TypeAlias = Finished | Rejected | Broke | Stopped
+class Unfit(NamedTuple):
+    """Part of the answer had been shown, and it cannot be gone on with: starting again would write over it."""
+
+    text: str
+
+
+Ending: TypeAlias = Finished | Rejected | Broke | Stopped | Unfit
 
 
 class Finish(NamedTuple):
@@ -95,6 +101,11 @@ def classify(ending: Ending) -> Outcome:
             return Finish(JobState.FAILED, Fault(code=code, message=text))
         case Rejected(status, text):
             return GiveBack(Fault(code=Code.NODE_FAILED, message=f"{text} (HTTP {status})"))
+        case Unfit(text):
+            message = (
+                f"the answer was cut off by the loss of a node and cannot be continued ({text}); send the request again"
+            )
+            return Finish(JobState.FAILED, Fault(code=Code.INTERRUPTED, message=message))
         case Broke(text):
             return GiveBack(Fault(code=Code.NODE_FAILED, message=text))
 

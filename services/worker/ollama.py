@@ -27,6 +27,7 @@ T = TypeVar("T")
 
 CONNECT_S = 5.0
 INVENTORY_S = 15.0  # /api/ps was measured to stall 10 s behind a wedged engine; slow means suspect, not dead (§3.6)
+LOAD_S = 600.0  # a cold model has to be loaded before its template can be used
 ERROR_BODY_S = 5.0
 END_OF_BODY_S = 1.0
 MAX_ERROR_BODY = 64 * 1024
@@ -129,13 +130,26 @@ class Ollama:
         answer = await self._ask("POST", "/api/show", _Model, msgspec.json.encode({"model": model}))
         return answer.capabilities or ()
 
+    async def template(self, model: str) -> str:
+        """The template as /api/show has it: Jinja on the native path, Go or a placeholder else (ollama-facts.md §1.4)."""
+        answer = await self._ask("POST", "/api/show", _Model, msgspec.json.encode({"model": model}))
+        return answer.template or ""
+
+    async def rendered(self, path: str, body: bytes) -> str:
+        """The prompt that this request would become; loads the model if need be, waits for no slot (§1.13). Raises NodeAway."""
+        asked = msgspec.json.decode(body) | {"_debug_render_only": True, "stream": False}
+        answer = await self._ask("POST", path, _Rendered, msgspec.json.encode(asked), within=LOAD_S)
+        return answer.debug_info.rendered_template
+
     async def _models(self, path: str) -> "tuple[_Model, ...]":
         return (await self._ask("GET", path, _Models)).models or ()
 
-    async def _ask(self, method: str, path: str, shape: type[T], body: bytes | None = None) -> T:
+    async def _ask(
+        self, method: str, path: str, shape: type[T], body: bytes | None = None, within: float = INVENTORY_S
+    ) -> T:
         """Raises NodeAway."""
         try:
-            async with asyncio.timeout(INVENTORY_S):
+            async with asyncio.timeout(within):
                 response = await self._http.request(method, path, content=body, headers=_JSON)
             if response.status_code != 200:
                 raise NodeAway(f"{path} answered {response.status_code}")
@@ -165,6 +179,15 @@ class _Model(msgspec.Struct):
     capabilities: tuple[str, ...] | None = None
     modified_at: str | None = None
     expires_at: str | None = None
+    template: str | None = None
+
+
+class _DebugInfo(msgspec.Struct):
+    rendered_template: str
+
+
+class _Rendered(msgspec.Struct):
+    debug_info: _DebugInfo = msgspec.field(name="_debug_info")
 
 
 class _Models(msgspec.Struct):

@@ -18,13 +18,15 @@ from libs.common.contracts.events import End, Event, line
 from libs.common.contracts.faults import Code, Fault
 from libs.common.contracts.jobs import MAX_RUN_S, Binding, Completion, Hint, Submission
 from libs.common.contracts.nodes import Phase, Running
-from libs.common.contracts.requests import decode_request
+from libs.common.contracts.requests import Kind, Request, decode_request
 from libs.common.contracts.subjects import JobKey, OutKey
 from libs.common.ids import new_op_id
 from libs.common.journal import Entry, Journal, Lost, digest, ttl_s
 from services.worker import metrics
 from services.worker.clock import ServerClock
-from services.worker.endings import Broke, Drop, Ending, Finish, GiveBack, Stopped, StopReason, classify
+from services.worker.continuation import Continuation, continue_from
+from services.worker.continuing import Carried, Joint, read_carried
+from services.worker.endings import Broke, Drop, Ending, Finish, Finished, GiveBack, Stopped, StopReason, classify
 from services.worker.memory import Memory
 from services.worker.ollama import Ollama
 from services.worker.output import Output
@@ -158,21 +160,16 @@ class RunTask:
     async def _generate(self, binding: Binding, body: bytes, out: Output) -> Ending:
         try:
             request = decode_request(body)
-            path, payload = ollama_request(
-                binding.job.kind, request, keep_alive=self.order.keep_alive, num_ctx=self.order.num_ctx
-            )
+            carried = read_carried(self.tokens.read(0)) if binding.base else None
         except Malformed as error:
             return Broke(f"the stored request cannot be read: {error}")
-        if binding.base:
-            # Continuing an answer is not built yet; the router ends such jobs, so nobody should come here.
-            return Broke("this worker cannot continue an answer")
         assert self._stop
         if self._stop.done():
             return self._stop.result()  # before the node has heard of it
         if time.monotonic() >= self._ends_at:
             return Stopped(StopReason.DEADLINE)
         self.phase = Phase.WAITING
-        consuming = asyncio.create_task(self._consume(path, payload, out))
+        consuming = asyncio.create_task(self._consume(binding.job.kind, request, carried, out))
         try:
             return await self._until_cut(consuming, self._stop) or _ending_of(consuming)
         finally:
@@ -206,7 +203,14 @@ class RunTask:
             log.warning("run.closed_badly", job_id=self.key.job, error=repr(error))
         return cut
 
-    async def _consume(self, path: str, payload: bytes, out: Output) -> Ending:
+    async def _consume(self, kind: Kind, request: Request, carried: Carried | None, out: Output) -> Ending:
+        joint: Joint | None = None
+        if carried is not None:
+            found = await continue_from(self.node.ollama, kind, request, carried)
+            if not isinstance(found, Continuation):
+                return found
+            kind, request, joint = found
+        path, payload = ollama_request(kind, request, keep_alive=self.order.keep_alive, num_ctx=self.order.num_ctx)
         ending: Ending = Broke("the node's stream ended without a word")
         async with contextlib.aclosing(self.node.ollama.stream(path, payload)) as stream:
             async for item in stream:
@@ -216,11 +220,16 @@ class RunTask:
                 if self._first_output_ms is None:
                     self._first_output_ms = self.node.clock.now_ms()
                     self.phase = Phase.DECODING
-                for event in item:
+                for event in joint.join(item) if joint else item:
                     self.tokens.append(event)
                 await out.flush()
                 if len(self.tokens) > MAX_LOG:
                     return Stopped(StopReason.TOO_LARGE, f"the answer is larger than {MAX_LOG >> 20} MiB")
+        if joint and isinstance(ending, Finished):
+            held, final = joint.end(ending.final)
+            for event in held:
+                self.tokens.append(event)
+            ending = Finished(final)
         return ending
 
     # -- after ---------------------------------------------------------------------------------------------------------

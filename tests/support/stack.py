@@ -64,6 +64,8 @@ class Stack:
 
     def start(self) -> None:
         nodes = ["--nodes", url] if (url := os.environ.get("ARRIERO_TEST_OLLAMA")) else ["--sim", "2"]
+        if "--nodes" in self.args:
+            nodes = []
         command = [sys.executable, "-m", "libs.cli", "up", "--port-base", str(self.base), *nodes, *self.args]
         with self.output.open("wb") as out:
             self._process = subprocess.Popen(
