@@ -235,7 +235,9 @@ class Watch:
             if facts.node is not None:
                 self._binding = facts
                 # Before the news is told: a position that is lost is an answer of its own, not a broken stream.
-                reset = self._enter(facts, late=late) or (await self._verify() if self._unverified else None)
+                reset = self._enter(facts, late=late)  # an empty tuple when there is one, so never asked for its truth
+                if reset is None and self._unverified:
+                    reset = await self._verify()
         yield Changed(facts, newest.at_ms)
         if reset is not None:
             yield reset

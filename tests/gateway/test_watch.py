@@ -546,6 +546,19 @@ async def test_a_position_that_no_stream_gave_is_a_reset_for_who_takes_one(gatew
     assert [type(item) for item in reader.items] == [Changed, Reset, Log]
 
 
+@pytest.mark.usefixtures("patient")
+async def test_a_place_that_the_next_epoch_does_not_hold_is_a_reset_before_its_first_token(
+    gateway: Bus, script: Script
+) -> None:
+    """Nobody watched when the worker died, so nothing was carried over; the reader comes back while the next one runs."""
+    first = await script.bind()
+    await script.bind(past=(PastEpoch(epoch=first, base=0),))
+    await script.write(LONG[0])
+    async with reading(Watch(gateway, script.key, Position(first, len(A)), takes_reset=True)) as reader:
+        await eventually(lambda: reader.text == LONG[0])
+    assert [type(item) for item in reader.items] == [Changed, Reset, Log]
+
+
 @pytest.mark.usefixtures("quick")
 async def test_a_place_inside_an_event_shows_nothing_while_the_worker_cannot_say(gateway: Bus, script: Script) -> None:
     """Chunks that come live are held until somebody has confirmed the place; then they are all there."""
