@@ -145,11 +145,11 @@ class Ollama:
         return (await self._ask("GET", path, _Models)).models or ()
 
     async def _ask(
-        self, method: str, path: str, shape: type[T], body: bytes | None = None, within: float = INVENTORY_S
+        self, method: str, path: str, shape: type[T], body: bytes | None = None, within: float | None = None
     ) -> T:
         """Raises NodeAway."""
         try:
-            async with asyncio.timeout(within):
+            async with asyncio.timeout(within or INVENTORY_S):
                 response = await self._http.request(method, path, content=body, headers=_JSON)
             if response.status_code != 200:
                 raise NodeAway(f"{path} answered {response.status_code}")

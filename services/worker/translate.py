@@ -103,6 +103,10 @@ def events_of_embedding(raw: bytes) -> tuple[list[Event], dict[str, Any]]:
     try:
         answer = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
         embeddings = answer.pop("embeddings")
+        if b"\n" in bytes(embeddings) or b"\r" in bytes(
+            embeddings
+        ):  # from a node that prints prettily: an event is one line
+            embeddings = msgspec.Raw(msgspec.json.encode(msgspec.json.decode(embeddings)))
         final = {name: msgspec.json.decode(value) for name, value in answer.items()}
     except (msgspec.DecodeError, UnicodeDecodeError, KeyError) as error:
         raise Malformed("the node's answer is not Ollama's") from error

@@ -301,7 +301,7 @@ async def test_a_mistake_of_the_worker_counts_as_a_failed_attempt(
     def mistaken(*_: Any, **__: Any) -> Any:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(run, "ollama_request", mistaken)
+    monkeypatch.setattr(run, "decode_request", mistaken)
     async with around.worker(sim.url) as worker:
         job = await around.run(worker)
         free = await around.freed(job)
