@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help up test e2e check fmt lock clean
+.PHONY: help up test e2e check faults fmt lock clean
 help: ## show these targets
 	@grep -hE '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9]+):.*## /\1\t/' | expand -t 10
 
@@ -34,6 +34,9 @@ check: $(VENV)/.dev ## lint, format, types, import rules
 	@echo "format";       $(BIN)/ruff format --quiet --check . || { echo "make fmt formats"; exit 1; }
 	@echo "types";        $(BIN)/mypy
 	@echo "import rules"; PYTHONPATH=. $(BIN)/lint-imports --no-logo
+
+faults: $(VENV)/.dev ## kill and freeze everything under load, check what clients saw, write docs/reliability.md (ARGS="--help")
+	@$(BIN)/python -m tests.faults $(ARGS)
 
 fmt: $(VENV)/.dev ## format and fix what can be fixed
 	@$(BIN)/ruff format .
