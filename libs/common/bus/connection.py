@@ -141,8 +141,7 @@ class Bus:
                     disconnected_cb=self._on_disconnected,
                     reconnected_cb=self._on_reconnected,
                 )
-                # Makes nats-py set up its reply inbox now: two first requests at once would each make one.
-                await self._client.request("$JS.API.INFO", timeout=FIRST_CONNECT_S)
+                await self._first_question()
         except (nats.errors.Error, OSError, TimeoutError) as error:
             with suppress(Exception):
                 await self._client.close()
@@ -150,6 +149,15 @@ class Bus:
             raise Away(f"cannot reach NATS at {', '.join(servers)} as user {self.user or '(none)'}: {why}") from error
         self.connections, self.connected_at = 1, time.monotonic()
         self._watchdog = asyncio.create_task(self._watch_reader(), name="bus.watchdog")
+
+    async def _first_question(self) -> None:
+        """Makes nats-py set up its reply inbox now: two first requests at once would each make one."""
+        while True:
+            try:
+                await self._client.request("$JS.API.INFO", timeout=REQUEST_TIMEOUT_S)
+                return
+            except nats.errors.TimeoutError:  # a cluster without a meta leader leaves it unanswered for ever: ask again
+                continue
 
     async def close(self) -> None:
         if self._watchdog:
