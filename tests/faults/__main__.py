@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import logging
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,8 @@ import tempfile
 from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
+
+import structlog
 
 from tests.faults.checker import check
 from tests.faults.figures import heals, table
@@ -39,6 +42,7 @@ def main() -> int:
         servers=3 if given.cluster else 1,
         only=tuple(filter(None, given.only.split(","))),
     )
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))  # of our own connection
     folder = Path(tempfile.mkdtemp(prefix="arriero-faults-"))
     print(f"records and logs are in {folder} until the run has ended without a violation")
     book = Book(folder / "records.jsonl")

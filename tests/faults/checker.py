@@ -91,6 +91,7 @@ class _Checker:
         self._scripts = {record["n"]: record for record in self._of["script"]}
         self._references = self._read_references()
         self._acked = self._find_acked()
+        self._erased = self._find_erased()
         self._check_endings()
         self._check_final_views()
         self._check_readings()
@@ -117,10 +118,19 @@ class _Checker:
                 acked.setdefault(call["job"], call)
         return acked
 
+    def _find_erased(self) -> set[str]:
+        """Jobs that their owner deleted when they had ended, or may have: a DELETE without an answer can have arrived."""
+        cancels = [call for call in self._calls if call["op"] == "cancel"]
+        erased = {call["job"] for call in cancels if (call.get("view") or {}).get("erased")}
+        self.counts["erased by their owner"] = len(erased)
+        return erased | {call["job"] for call in cancels if call["status"] in (0, 503)}
+
     def _check_endings(self) -> None:
         for job, call in self._acked.items():
             audit = self._audits.get(job)
             if audit is None:
+                continue
+            if audit["status"] == 404 and job in self._erased:
                 continue
             if audit["status"] == 404:
                 self._say(Kind.LOST, job, f"acked at {call['t']:.2f} s by {call['gateway']}, 404 at the end", call["t"])
@@ -379,6 +389,8 @@ class _Checker:
                 self.counts[f"chat answered {status} {code}"] += 1
             elif status == 404 and not call.get("known", True):
                 self.counts["404 for a submit that was not confirmed"] += 1
+            elif status == 404 and call.get("job") in self._erased:
+                self.counts["404 for an erased job"] += 1
             elif status == 404 and call.get("job") in self._acked:
                 self._say(Kind.LOST, call["job"], f"{call['op']} at {call['gateway']} answered 404", call["t"])
             elif status >= 400:

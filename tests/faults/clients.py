@@ -86,7 +86,7 @@ class Client:
         await asyncio.sleep(self.script.cancel_after_s)
         while not self._ended:
             call = await self._call("cancel", "DELETE", f"/jobs/{job}", job=job)
-            if call["status"] in (200, 202):
+            if call["status"] in (200, 202, 404):
                 return
             await asyncio.sleep(RETRY_S)
 
@@ -215,7 +215,7 @@ class Client:
                     return await self._read(answer, gateway, job, "jobs", after=after, cut=cut)
                 if answer.status == 409:
                     return None
-                if answer.status != 503:
+                if answer.status != 503:  # also 404, when it was this client that erased the job
                     raise GaveUp(f"the stream answered {answer.status}")
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             self._note_call("stream", gateway, sent, None, job=job, error=type(error).__name__)

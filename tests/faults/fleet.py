@@ -26,7 +26,7 @@ HOST = "127.0.0.1"
 START_S = 40.0
 DRAIN_GRACE_S = 6.0
 SLOTS = 5
-SIM = {"--decode-tps": "150", "--slots": str(SLOTS), "--disk-gbps": "3", "--seed": "7"}
+SIM = {"--decode-tps": "250", "--slots": str(SLOTS), "--disk-gbps": "3", "--seed": "7"}
 _SPECS = {
     MODELS[0]: "=300MB:template-open",
     MODELS[1]: "=300MB:native",
@@ -185,8 +185,7 @@ class Fleet:
             lines.append(f'cluster {{ name: faults, listen: "{HOST}:{route}", routes: [{routes}] }}')
         file = self.folder / f"{name}.conf"
         file.write_text("\n".join(lines) + "\n")
-        # Without peers a clustered server cannot answer for JetStream yet, but it serves.
-        health = "healthz?js-server-only=true" if self.replicated else "healthz"
+        health = "healthz?js-meta-only=true" if self.replicated else "healthz"
         return Spec(name, (binary(), "-c", str(file)), f"http://{HOST}:{monitor}/{health}")
 
     def _sims(self) -> list[Spec]:

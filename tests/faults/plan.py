@@ -52,11 +52,11 @@ class Script(NamedTuple):
 def script(seed: int, n: int, *, deadline_s: float) -> Script:
     draw = random.Random(f"{seed} job {n}")
     mode = draw.choices(list(MODE_WEIGHTS), list(MODE_WEIGHTS.values()))[0]
-    tokens = draw.randint(2, 50) if draw.random() < 0.9 else draw.randint(200, 500)
+    tokens = draw.randint(2, 40) if draw.random() < 0.95 else draw.randint(200, 500)
     if mode is Mode.DEADLINE:
         tokens, deadline_s = draw.choice((5, 400)), draw.uniform(0.3, 4.0)
     elif mode is Mode.CANCEL:
-        tokens = draw.randint(20, 400)
+        tokens = draw.choice((draw.randint(10, 60), draw.randint(100, 400)))
     return Script(
         n=n,
         mode=mode,

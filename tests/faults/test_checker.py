@@ -131,6 +131,14 @@ def test_text_that_is_void_is_fine_once_the_reader_was_told(how: str) -> None:
     assert run.kinds() == set()
 
 
+def test_what_its_owner_erased_is_not_lost() -> None:
+    run = Run()
+    run.call("cancel", 200, job=JOB, view={"id": JOB, "state": "succeeded", "erased": True})
+    run.call("view", 404, job=JOB, code="job_not_found")
+    run.note("audit", job=JOB, status=404, view={"code": "job_not_found"})
+    assert run.kinds() == set()
+
+
 def _lost(run: Run) -> None:
     run.note("audit", job=JOB, status=404, view={"code": "job_not_found"})
 
