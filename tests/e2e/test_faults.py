@@ -1,8 +1,8 @@
 """Processes killed in the middle of work, in a stack of this file's own."""
 
 import contextlib
+import json
 import signal
-import threading
 from collections.abc import Iterator
 
 import httpx
@@ -36,6 +36,10 @@ def submit_many(client: httpx.Client, count: int, tokens: int) -> list[str]:
 
 def tokens_in(text: str) -> int:
     return text.count("event: token\n")
+
+
+def text_in(text: str) -> str:
+    return "".join(json.loads(e.data).get("text", "") for e in parse_sse(text) if e.event == "token")
 
 
 def test_twenty_jobs_finish_although_the_router_and_a_gateway_are_killed(
@@ -89,11 +93,11 @@ def test_a_worker_killed_before_the_first_token_costs_the_client_nothing(
     assert [a["node"] for a in view["failed_attempts"]] == [node]
 
 
-def test_a_node_that_dies_in_mid_answer_is_said_so_and_never_generated_over(
+def test_an_answer_whose_only_node_lost_its_worker_goes_on_when_it_is_back(
     own_stack: Stack, client: httpx.Client
 ) -> None:
-    """What cannot be continued ends with a clear, retryable error; what was shown stays what it was (DESIGN §4)."""
-    (job,) = submit_many(client, 1, 200)
+    """Nobody else holds the model: the job waits with what was shown, and the same node's next boot goes on from there."""
+    (job,) = submit_many(client, 1, 100)
     got, killed = "", 0
     with client.stream("GET", f"/jobs/{job}/stream") as stream:
         for piece in stream.iter_text():
@@ -103,25 +107,24 @@ def test_a_node_that_dies_in_mid_answer_is_said_so_and_never_generated_over(
                 killed = own_stack.kill(f"worker-{node}")
     own_stack.wait_for_new_pid(f"worker-{node}", killed)
     view = wait_final(client, job)
-    assert (view["state"], view["error"]["code"], view["error"]["retryable"]) == ("failed", "interrupted", True)
-    shown = [e.data for e in parse_sse(got) if e.event == "token"]
-    replayed = [e.data for e in parse_sse(client.get(f"/jobs/{job}/stream").text) if e.event == "token"]
-    assert replayed[: len(shown)] == shown
+    assert (view["state"], view["node"], len(view["failed_attempts"])) == ("succeeded", node, 1)
+    assert text_in(got) == view["result"]["response"]
 
 
 def test_jobs_survive_a_restart_of_nats(own_stack: Stack, client: httpx.Client) -> None:
-    """kill -9 of the only server: what was acked is there again, running streams heal."""
+    """kill -9 of the only server: what was acked is there again, and a stream that runs heals without the reader's help."""
     jobs = submit_many(client, 6, 60)
-    streamed: list[str] = []
-    reader = threading.Thread(target=lambda: streamed.append(client.get(f"/jobs/{jobs[0]}/stream").text))
-    reader.start()
-    own_stack.wait_for_new_pid("nats", own_stack.kill("nats"))
-    reader.join(60)
+    got, killed = "", 0
+    with client.stream("GET", f"/jobs/{jobs[0]}/stream") as stream:
+        for piece in stream.iter_text():
+            got += piece
+            if not killed and tokens_in(got) >= 5:
+                killed = own_stack.kill("nats")
+    own_stack.wait_for_new_pid("nats", killed)
     with http(own_stack) as fresh:
-        views = [wait_final(fresh, job) for job in jobs]
-        assert {view["state"] for view in views} == {"succeeded"}
-        tokens = [e.raw for e in parse_sse(streamed[0]) if e.id]
-        assert "".join(tokens) == "".join(e.raw for e in parse_sse(fresh.get(f"/jobs/{jobs[0]}/stream").text) if e.id)
+        assert {wait_final(fresh, job)["state"] for job in jobs} == {"succeeded"}
+        uncut = fresh.get(f"/jobs/{jobs[0]}/stream").text
+    assert [e.raw for e in parse_sse(got) if e.id] == [e.raw for e in parse_sse(uncut) if e.id]
 
 
 def test_a_gateway_that_is_told_to_stop_lets_its_streams_finish(own_stack: Stack) -> None:
