@@ -44,7 +44,11 @@ async def test_a_cancel_before_the_order_counts_as_the_run(around: World, sim: S
     assert sim.state.requests[CHAT] == 1
 
 
-async def test_a_cancel_while_the_records_are_read_never_reaches_the_node(around: World, sim: SimServer) -> None:
+async def test_a_cancel_while_the_records_are_read_never_reaches_the_node(
+    around: World, sim: SimServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor is the slot held for a node that has not heard of the run."""
+    monkeypatch.setattr(run, "LET_GO_WAITING_S", 60)
     async with around.worker(sim.url) as worker:
         gate = Gate()
         job = await around.submit(messages=[{"role": "user", "content": "Hi"}])
