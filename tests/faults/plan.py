@@ -121,10 +121,11 @@ def strikes(
 ) -> list[Strike]:
     """`names`: the processes of each role. Times are spread evenly, with chance between."""
     draw = random.Random(f"{seed} faults")
+    weights = {(role, deed): weight for (role, deed), weight in _WEIGHTS.items() if role in names}
     span = (until_s - from_s) / max(1, count)
     made = []
     for n in range(count):
-        role, deed = draw.choices(list(_WEIGHTS), list(_WEIGHTS.values()))[0]
+        role, deed = draw.choices(list(weights), list(weights.values()))[0]
         target = draw.choice(names[role])
         if role == "nats" and len(names[role]) > 1 and draw.random() < 0.5:
             target = "nats:leader"
