@@ -26,7 +26,7 @@ from authlib.oauth2.rfc6749.requests import BasicOAuth2Payload
 from authlib.oauth2.rfc9068 import JWTBearerTokenGenerator
 from joserfc.jwk import KeySet
 
-from libs.common.contracts.clients import AUDIENCE, DEFAULT_SCOPES, TOKEN_TTL_S, Client, Scope
+from libs.common.contracts.clients import AUDIENCE, ONLY_WHEN_ASKED, TOKEN_TTL_S, Client, Scope
 from libs.common.credentials.directory import Directory
 from libs.common.credentials.tokens import ALGORITHM
 from libs.common.credentials.verifiers import Verifiers
@@ -162,13 +162,13 @@ class OAuthClient(ClientMixin):  # type: ignore[misc]  # authlib has no types
         return grant_type == GRANT
 
     def get_allowed_scope(self, scope: str | None) -> str | None:
-        """Trap 9. None makes `invalid_scope`. Without the parameter (RFC 6749 §3.3) a client gets those of its scopes
-        that are everybody's: administration has to be asked for by name. Asked for one too many, it gets none."""
+        """Trap 9. None makes `invalid_scope`. Without the parameter (RFC 6749 §3.3) a client gets its scopes, but what
+        changes credentials has to be asked for by name. Asked for one too many, it gets none."""
         has = self.record.scopes if self.record else ()
         asked = set((scope or "").split())
         if not asked <= set(has):
             return None
-        granted = [s for s in has if (s in asked if asked else s in DEFAULT_SCOPES)]
+        granted = [s for s in has if (s in asked if asked else s not in ONLY_WHEN_ASKED)]
         return " ".join(granted) or None
 
 

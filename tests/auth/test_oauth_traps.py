@@ -38,7 +38,7 @@ def oauth(issuer: str = "https://auth.example.org") -> OAuth:
             verifiers=(VERIFIERS.of("old"), VERIFIERS.of("new")),
         ),
         "reader": Client(id="reader", name="reader", scopes=("jobs:read",), verifiers=(VERIFIERS.of("right"),)),
-        "only": Client(id="only", name="only", scopes=("admin:cluster",), verifiers=(VERIFIERS.of("right"),)),
+        "only": Client(id="only", name="only", scopes=("admin:clients",), verifiers=(VERIFIERS.of("right"),)),
         "off": Client(id="off", name="off", verifiers=(VERIFIERS.of("right"),), disabled=True),
     }
     directory: Any = SimpleNamespace(clients=clients)
@@ -167,12 +167,12 @@ def test_a_strangers_text_is_not_passed_on_as_a_client() -> None:
     assert ask(basic("alice", "x")).client == "alice"
 
 
-def test_without_a_scope_a_client_gets_its_everyday_scopes_and_never_administration() -> None:
+def test_without_a_scope_a_client_gets_its_scopes_but_never_the_administration_of_clients() -> None:
     """Trap 9."""
     assert ask(basic("admin-1", "new")).body["scope"] == " ".join(DEFAULT_SCOPES)
     assert ask(basic("reader", "right")).body["scope"] == "jobs:read"
     assert ask(basic("only", "right")).error == "invalid_scope"
-    assert ask(basic("only", "right"), scope="admin:cluster").body["scope"] == "admin:cluster"
+    assert ask(basic("only", "right"), scope="admin:clients").body["scope"] == "admin:clients"
     assert ask(basic("admin-1", "new"), scope="admin:clients").body["scope"] == "admin:clients"
 
 

@@ -8,8 +8,11 @@ import msgspec
 
 from libs.cli.home import Home, MadeClient
 from libs.cli.whereabouts import Administrator
+from libs.common.contracts.clients import DEFAULT_SCOPES, Scope
 
 NAME = "demo"
+# Whoever starts a stack on a machine may look at its nodes; the operator of the home makes clients.
+SCOPES = (*DEFAULT_SCOPES, Scope.ADMIN_CLUSTER)
 
 
 def stored(home: Home) -> MadeClient | None:
@@ -37,7 +40,7 @@ async def _make(home: Home, administrator: Administrator) -> MadeClient:
         taken = {client["client_id"] for client in await admin.clients()}
         # A crash may have lost the credentials of an earlier one; auth cannot tell them again.
         name = next(name for n in itertools.count(1) if (name := NAME if n == 1 else f"{NAME}-{n}") not in taken)
-        made = await admin.create_client(name)
+        made = await admin.create_client(name, SCOPES)
     home.write(_file(home), msgspec.json.encode(made))
     return made
 

@@ -27,6 +27,9 @@ DEFAULT_SCOPES: tuple[str, ...] = (
     Scope.JOBS_CANCEL,
 )
 
+# A token without a `scope` in its request gets all that its client has, but these: what changes credentials is asked for.
+ONLY_WHEN_ASKED: frozenset[str] = frozenset({Scope.ADMIN_CLIENTS})
+
 TOKEN_TTL_S = 300
 AUDIENCE = "arriero"  # of every access token; the gateways' name
 

@@ -21,6 +21,8 @@ class Code(StrEnum):
     METHOD_NOT_ALLOWED = "method_not_allowed"
     ALREADY_EXISTS = "already_exists"
     POSITION_LOST = "position_lost"
+    WRONG_STATE = "wrong_state"
+    REQUEST_GONE = "request_gone"
     IDEMPOTENCY_MISMATCH = "idempotency_mismatch"
     TOO_LARGE = "too_large"
     CANCELLED = "cancelled"
@@ -55,6 +57,8 @@ MEANING: dict[Code, Meaning] = {
     Code.METHOD_NOT_ALLOWED: Meaning(405, False, "This address does not take that method"),
     Code.ALREADY_EXISTS: Meaning(409, False, "There is one of that name already"),
     Code.POSITION_LOST: Meaning(409, False, "The stream cannot go on from that position"),
+    Code.WRONG_STATE: Meaning(409, False, "The job's state does not allow this"),
+    Code.REQUEST_GONE: Meaning(410, False, "The job's request is not kept any more"),
     Code.IDEMPOTENCY_MISMATCH: Meaning(422, False, "The Idempotency-Key was used with another body"),
     Code.TOO_LARGE: Meaning(413, False, "The request is too large"),
     # 499 is nginx's, and Ollama's own, for a client that has gone: nobody else sees it.

@@ -22,6 +22,8 @@ MIN_RESULT_TTL_S = 60.0
 MAX_ATTEMPTS = 3  # failures before a job ends `failed`; bindings do not count
 INLINE_LIMIT = 512 * 1024  # bytes of a body or log in one message; above it, parts
 PART_SIZE = 256 * 1024
+# Jobs that ended so keep their `new`, for a retry; of others it is emptied after the end (DESIGN §3).
+KEEPS_REQUEST = frozenset({JobState.FAILED, JobState.EXPIRED})
 
 
 class Parts(Contract, frozen=True, kw_only=True):
@@ -49,6 +51,8 @@ class Submission(Contract, frozen=True, kw_only=True):
     affinity: tuple[str, ...] = ()
     detached: bool = False  # nobody has to watch: never cancelled for want of a reader
     metadata: dict[str, str] | None = None
+    include_usage: bool = False  # OpenAI's stream_options: a stream of chunks ends with one of usage, resumed or not
+    retry_of: str | None = None  # the job whose request this is once more
     parts: Parts | None = None
 
 
