@@ -78,9 +78,12 @@ class Client:
 
     async def _play_cancel(self) -> None:
         job = await self._submit()
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._follow(job) if self.script.n % 2 else self._poll(job))
-            group.create_task(self._cancel_later(job))
+        cancelling = asyncio.create_task(self._cancel_later(job))
+        try:
+            await (self._follow(job) if self.script.n % 2 else self._poll(job))
+        finally:
+            cancelling.cancel()
+            await asyncio.gather(cancelling, return_exceptions=True)
 
     async def _cancel_later(self, job: str) -> None:
         await asyncio.sleep(self.script.cancel_after_s)
