@@ -463,11 +463,12 @@ async def test_a_worker_that_ends_without_a_drain_leaves_the_node(around: World,
 async def test_a_last_segment_beside_a_beat_leaves_nothing_unkept(
     around: World, sim: SimServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The beat's segment is on its way when the run is given back: counted twice, the rest would count as acked."""
+    """The beat has the same bytes on their way when the run is given back: counted twice, others would count as acked."""
     monkeypatch.setattr(output, "BEAT_S", 0.05)
+    monkeypatch.setattr(output, "MAX_CHUNK", 20)
     sim.set_faults(NodeFault(FaultKind.HANG, after_tokens=3))
     async with around.worker(sim.url, drain_grace=0.05) as worker:
-        gates = [Gate(), Gate()]
+        beats_first, last_first, beats_second = gates = [Gate(), Gate(), Gate()]
         waiting = list(gates)
 
         async def hold(subject: str) -> None:
@@ -476,13 +477,15 @@ async def test_a_last_segment_beside_a_beat_leaves_nothing_unkept(
 
         worker.bus.before_append = hold
         job = await around.run(worker, "[[tokens=9]]")
-        await gates[0].reached.wait()
+        await beats_first.reached.wait()
         draining = asyncio.create_task(worker.drain())
-        await gates[1].reached.wait()
-        for gate in gates:
-            gate.opened.set()
+        await last_first.reached.wait()
+        beats_first.opened.set()
+        await beats_second.reached.wait()  # and never gets any further
+        last_first.opened.set()
         await asyncio.wait_for(draining, 5)
         await around.freed(job)
+        assert len(around.shown(job)) > 40
         assert await around.kept(job) == around.shown(job)
 
 
