@@ -196,6 +196,6 @@ class Joint:
             return [*([Event(thinking=thought)] if thought else []), *([Event(text=rest)] if rest else [])]
         keep = max((n for n in range(1, len(THINK_CLOSE)) if whole.endswith(THINK_CLOSE[:n])), default=0)
         # White space before the end mark belongs to the mark: it is held back, too.
-        shown = whole[: len(whole) - keep].rstrip() if keep else whole
+        shown = whole[: len(whole) - keep].rstrip()
         self._held = whole[len(shown) :]
         return [Event(thinking=shown)] if shown else []
