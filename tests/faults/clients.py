@@ -135,7 +135,7 @@ class Client:
             await self._view(job)
             await self._replay(job)
         elif detached or s.key:
-            await self._follow(job, after=last)
+            await self._follow(job, after=last.partition("-")[0])
 
     # -- submit and poll -----------------------------------------------------------------------------------------------
 
@@ -179,9 +179,10 @@ class Client:
             await asyncio.sleep(RETRY_S if call["status"] != 200 else 0.05)
 
     async def _view(self, job: str) -> None:
+        """Until it says what the stream has said; the checker judges how long that took."""
         while True:
             call = await self._call("view", "GET", f"/jobs/{job}", job=job)
-            if call["status"] in (200, 404):
+            if call["status"] == 404 or (call["status"] == 200 and call["view"]["state"] in FINAL):
                 return
             await asyncio.sleep(RETRY_S)
 

@@ -52,7 +52,8 @@ def frames(raw: bytes) -> list[Frame]:
 
 
 def place(text: str) -> Place:
-    epoch, _, offset = text.partition(".")
+    """`<epoch>.<offset>`; a chat adds `-<n>` when one event of the log became several chunks and n of them are behind."""
+    epoch, _, offset = text.partition("-")[0].partition(".")
     return Place(int(epoch), int(offset))
 
 
