@@ -1,18 +1,20 @@
 #!/bin/sh
 # Writes the users of nats-server, each with what it needs and no more, and makes the passwords that are missing.
 #
-#   users.sh SECRETS USERS_CONF [NODE | client:NAME]…
+#   users.sh SECRETS USERS_CONF [NODE | client:NAME | server:HOST]…
 #
 # SECRETS     folder of the passwords, one file each: nats-gateway, nats-worker-<node>, nats-client-<name>, …
-# USERS_CONF  the file that server.conf or cluster.conf includes; written whole, and route.conf beside it
+# USERS_CONF  the file that server.conf or cluster.conf includes; written whole
 # NODE        a node that joins the fleet; those that have a password already stay, so name only new ones
+# client:NAME an internal service with NATS credentials of its own (docs/nats.md)
+# server:HOST a server of the cluster; name all of them: route.conf is written beside USERS_CONF, and else left as it is
 #
 # Run it again after adding a node, or after deleting the file of one that left; then have nats-server read it again
 # (systemctl reload arriero-nats): connections of users that stayed as they were go on.
 set -euf
 umask 077
 
-[ $# -ge 2 ] || { sed -n '2,12s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+[ $# -ge 2 ] || { sed -n '2,14s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 secrets=$1 conf=$2
 shift 2
 mkdir -p "$secrets"
@@ -48,7 +50,8 @@ follow() { # follow STREAM…: to read along
 }
 compare=$(api INFO 'STREAM.INFO.*')
 
-for name in route admin auth gateway router; do need "nats-$name"; done
+servers=
+for name in admin auth gateway router; do need "nats-$name"; done
 for name; do
   case $name in
   client:*)
@@ -57,14 +60,27 @@ for name; do
     case $name in admin | auth | gateway | router | worker-*) echo "$0: '$name' is a service's name" >&2; exit 2 ;; esac
     need "nats-client-$name"
     ;;
+  server:*)
+    name=${name#server:}
+    case $name in '' | *[!A-Za-z0-9.-]*) echo "$0: '$name' is no host name" >&2; exit 2 ;; esac
+    need nats-route
+    servers="$servers $name"
+    ;;
   router) echo "$0: a node cannot be called router" >&2; exit 2 ;;
   *) plain "$name" && need "nats-worker-$name" ;;
   esac
 done
 
-# How the servers of a cluster know each other.
-route=$(dirname "$conf")/route.conf
-printf 'authorization { user: "route", password: "%s" }\n' "$(cat "$secrets/nats-route")" >"$route"
+if [ -n "$servers" ]; then
+  route=$(dirname "$conf")/route.conf password=$(cat "$secrets/nats-route")
+  {
+    echo "# Written by users.sh; it holds a password."
+    printf 'authorization { user: "route", password: "%s" }\nroutes: [\n' "$password"
+    for name in $servers; do printf '  "nats://route:%s@%s:6222"\n' "$password" "$name"; done
+    echo "]"
+  } >"$route.new"
+  mv "$route.new" "$route"
+fi
 
 new=$conf.new
 {

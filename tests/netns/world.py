@@ -58,15 +58,20 @@ class World:
         self.users()
         for name in ("cluster", "operator"):
             (self.secrets / name).write_text(f"{name}-secret-of-this-test-" + "x" * 16)
-        config = (DEPLOY / "nats" / "server.conf").read_text()
-        (self.folder / "server.conf").write_text(config.replace("/var/lib/arriero/nats", str(self.folder / "store")))
+
+    def config(self, name: str) -> str:
+        """One of deploy/nats, with a store of this world's own."""
+        return (DEPLOY / "nats" / name).read_text().replace("/var/lib/arriero/nats", str(self.folder / "store"))
 
     def users(self, *nodes: str) -> None:
         script = DEPLOY / "nats" / "users.sh"
         subprocess.run([script, self.secrets, self.folder / "users.conf", *nodes], check=True, timeout=10)
 
     def start_nats(self) -> None:
-        self.start("nats", self.hub, binary(), "-c", str(self.folder / "server.conf"), environment=inherited())
+        path = self.folder / "server.conf"
+        path.write_text(self.config("server.conf"))
+        self.start("nats", self.hub, binary(), "-c", str(path), environment=inherited())
+        until(lambda: self.look(self.hub, 8222, "/healthz"), within=40)
 
     def environment(self, kind: str, **changed: str) -> dict[str, str]:
         """deploy/env/<kind>.env with this network's addresses and this folder's secrets, then `changed`."""
@@ -97,10 +102,10 @@ class World:
         env = inherited() | {"ARRIERO_HOME": str(self.folder / "home")} | environment
         return subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
 
-    def init(self, *words: str) -> subprocess.CompletedProcess[str]:
+    def init(self, *words: str, at: Machine | None = None) -> subprocess.CompletedProcess[str]:
         return self.cli(
             self.hub, "nats", "init", *words,
-            ARRIERO_NATS_URL=f"nats://{self.hub.address}:{NATS_PORT}", ARRIERO_NATS_USER="admin",
+            ARRIERO_NATS_URL=f"nats://{(at or self.hub).address}:{NATS_PORT}", ARRIERO_NATS_USER="admin",
             ARRIERO_NATS_PASSWORD_FILE=str(self.secrets / "nats-admin"),
         )  # fmt: skip
 
