@@ -319,6 +319,9 @@ class Client:
                 view = await answer.json()
                 facts.setdefault("job", view.get("id"))
                 return self._note_call(op, gateway, sent, answer, key=key, view=view, **facts)
+        except asyncio.CancelledError:  # it may have done its work all the same
+            self._note_call(op, gateway, sent, None, error="given up", key=key, **facts)
+            raise
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             return self._note_call(op, gateway, sent, None, error=type(error).__name__, key=key, **facts)
 
