@@ -117,7 +117,7 @@ async def stack(folder: Path) -> AsyncIterator[dict[str, Any]]:
         found = json.loads((home / "up.json").read_text())
         yield {**found, "node": f"http://127.0.0.1:{node_port}", "node_pid": node.pid}
     finally:
-        if arriero:
+        if arriero and arriero.returncode is None:
             arriero.terminate()
             await asyncio.wait_for(arriero.wait(), 30)
         node.terminate()
