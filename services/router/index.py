@@ -7,9 +7,9 @@ from an Idempotency-Key can live again. The router's own writes are folded in th
 
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
-from libs.common.contracts.jobs import Binding, CancelMark, Completion, Parts, Submission
+from libs.common.contracts.jobs import KEEPS_REQUEST, Binding, CancelMark, Completion, Parts, Submission
 from libs.common.contracts.subjects import JobKey
 
 Facts: TypeAlias = Submission | Binding | Completion | CancelMark | None
@@ -61,18 +61,27 @@ class Job:
 
 @dataclass(slots=True)
 class Leftover:
-    """What of a finished job still stands: records by sequence (0: emptied, or never there), and its request's parts."""
+    """What of a finished job is to be emptied: records by sequence (0: not, or not there), and its request's parts."""
 
     new: int = 0
     active: int = 0
     parts: Parts | None = None
+    doubtful: bool = False  # its `done` was not seen here: whether the request is kept for a retry is to be looked up
+
+
+class Ended(NamedTuple):
+    sequence: int  # of `done`
+    keeps_request: bool
+
+
+NOT_ENDED = Ended(0, False)
 
 
 class Index:
     def __init__(self) -> None:
         self.jobs: dict[JobKey, Job] = {}
         self.leftovers: dict[JobKey, Leftover] = {}
-        self._finished: OrderedDict[JobKey, int] = OrderedDict()
+        self._finished: OrderedDict[JobKey, Ended] = OrderedDict()
 
     def clear(self) -> None:
         for table in (self.jobs, self.leftovers, self._finished):
@@ -111,9 +120,11 @@ class Index:
             self.leftovers.setdefault(key, leftover)
 
     def _fold_new(self, key: JobKey, facts: Submission, sequence: int, at_ms: int) -> Job | None:
-        if self._finished.get(key, 0) > sequence:
-            leftover = self._leave(key)
-            leftover.new, leftover.parts = sequence, facts.parts
+        ended = self._finished.get(key, NOT_ENDED)
+        if ended.sequence > sequence:
+            if not ended.keeps_request:
+                leftover = self._leave(key)
+                leftover.new, leftover.parts = sequence, facts.parts
             return None
         known = self.jobs.get(key)
         if known is not None and known.sequence >= sequence:
@@ -125,9 +136,11 @@ class Index:
         return job
 
     def _fold_active(self, key: JobKey, facts: Binding, sequence: int, at_ms: int) -> Job | None:
-        if self._finished.get(key, 0) > sequence:
+        ended = self._finished.get(key, NOT_ENDED)
+        if ended.sequence > sequence:
             leftover = self._leave(key)
-            leftover.active, leftover.parts = sequence, facts.job.parts
+            leftover.active = sequence
+            leftover.parts = None if ended.keeps_request else facts.job.parts
             return None
         job = self.jobs.get(key)
         if job is not None and job.sequence >= sequence:
@@ -142,17 +155,19 @@ class Index:
         job = self.jobs.get(key)
         if job is not None and job.sequence > sequence:
             return  # a later life of the id
-        if self._finished.get(key, 0) >= sequence:
+        if self._finished.get(key, NOT_ENDED).sequence >= sequence:
             return
-        self._finished[key] = sequence
+        keeps = isinstance(facts, Completion) and facts.state in KEEPS_REQUEST and not facts.erased
+        self._finished[key] = Ended(sequence, keeps)
         self._finished.move_to_end(key)
         while len(self._finished) > MAX_FINISHED:
             self._finished.popitem(last=False)
         if job is not None:
-            leftover = self._leave(key)
-            leftover.new = job.submitted
-            leftover.active = job.sequence if job.binding is not None else 0
-            leftover.parts = job.submission.parts
+            if not keeps or job.binding is not None:
+                leftover = self._leave(key)
+                leftover.new = 0 if keeps else job.submitted
+                leftover.active = job.sequence if job.binding is not None else 0
+                leftover.parts = None if keeps else job.submission.parts
             del self.jobs[key]
 
     def _fold_emptied(self, key: JobKey, record: str, sequence: int) -> None:
@@ -162,6 +177,7 @@ class Index:
             leftover = self._leave(key)
             leftover.new, leftover.parts = job.submitted, job.submission.parts
             leftover.active = job.sequence if job.binding is not None else 0
+            leftover.doubtful = record == "active"
             self.forget(key)
         standing = self.leftovers.get(key)
         if standing is None:

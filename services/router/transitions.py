@@ -14,11 +14,11 @@ from libs.common.contracts.events import End as EndEvent
 from libs.common.contracts.events import Event, line
 from libs.common.contracts.faults import Fault
 from libs.common.contracts.headers import EXPECTED_SEQUENCE, FACTS, TTL
-from libs.common.contracts.jobs import Attempt, Binding, Completion, Hint, PastEpoch
+from libs.common.contracts.jobs import KEEPS_REQUEST, Attempt, Binding, Completion, Hint, PastEpoch
 from libs.common.contracts.streams import JOBS, OUT
 from libs.common.contracts.subjects import JobKey
 from libs.common.ids import new_op_id
-from libs.common.journal import Journal, Lost, digest, ttl_s
+from libs.common.journal import Journal, Lost, digest, facts_of, ttl_s
 from libs.common.states import JobState
 from services.router.clock import ServerClock
 from services.router.decide import Bind
@@ -133,6 +133,8 @@ class Transitions:
 
         A record that is another by now has been emptied by somebody else, or its time was over: nothing is left to do.
         """
+        if leftover.doubtful and await self._keeps_request(key):
+            leftover.new, leftover.parts = 0, None
         if leftover.new:
             await self._journal.empty(key, "new", leftover.new)
         if leftover.active:
@@ -140,6 +142,11 @@ class Transitions:
         for n in range(leftover.parts.count if leftover.parts else 0):
             assert leftover.parts
             await self._journal.purge(JOBS, subjects.part(key, leftover.parts.op_id, n))
+
+    async def _keeps_request(self, key: JobKey) -> bool:
+        stored = await self._bus.last(JOBS, subjects.record(key, "done"))
+        done = facts_of(stored.subject, stored.headers) if stored else None
+        return isinstance(done, Completion) and done.state in KEEPS_REQUEST and not done.erased
 
     async def erase(self, wish: Erase) -> str | None:
         """Replace a finished job's `done` by state and digest, and purge its parts and output. A sentence if it could not.
@@ -151,9 +158,14 @@ class Transitions:
         if entry is None or not isinstance(entry.facts, Completion):
             return "the job is not finished"
         completion = entry.facts
+        if not completion.erased and entry.sequence != wish.sequence:
+            return "the job has changed since it was looked at"
+        # First: who finds a `done` that says erased has nothing left to ask for, so no request may stand behind it.
+        for record in ("new", "active"):
+            stored = await self._bus.last(JOBS, subjects.record(key, record))
+            if stored is not None and FACTS in stored.headers:
+                await self._journal.empty(key, record, stored.sequence)
         if not completion.erased:
-            if entry.sequence != wish.sequence:
-                return "the job has changed since it was looked at"
             bare = msgspec.structs.replace(
                 completion, op_id=new_op_id(), erased=True, parts=None, decision=None, attempts=(), fault=None,
                 job=msgspec.structs.replace(completion.job, metadata=None, affinity=()),
@@ -166,10 +178,6 @@ class Transitions:
                 ),
             }
             await self._bus.append(subjects.record(key, "done"), b"", headers=headers)
-        for record in ("new", "active"):  # if the sweep has not been here yet
-            stored = await self._bus.last(JOBS, subjects.record(key, record))
-            if stored is not None and FACTS in stored.headers:
-                await self._journal.empty(key, record, stored.sequence)
         await self._journal.purge(JOBS, subjects.parts_of_job(key))
         await self._journal.purge(OUT, subjects.segments_of_job(key))
         return None

@@ -369,6 +369,49 @@ async def test_a_finished_job_is_erased_but_its_state_and_digest_stay(bus: Bus, 
         assert await bus.last("OUT", subjects.segments_of_job(key)) is None
 
 
+@pytest.mark.parametrize("state", [JobState.FAILED, JobState.EXPIRED])
+async def test_a_job_that_may_be_retried_keeps_its_request_until_it_is_erased(
+    bus: Bus, routers: Routers, state: JobState
+) -> None:
+    """Also over a restart of the router, right after the end and later, with its parts, and never runs again by itself."""
+    key = a_key()
+    body = b"x" * 600_000
+    await Journal(bus).write(key, "new", a_submission(), body, expected=0, ttl=600)
+    async with fake_worker(bus) as worker:
+        async with routers.one(bus) as router:
+            run = await runs_on(worker, key)
+            await worker.finish(run, state, FAULT)
+            await eventually(lambda: _is_emptied(bus, key, "active"))
+            await eventually(lambda: not router.index.leftovers)
+        for _ in range(2):
+            async with routers.one(bus) as router:
+                await heard(router, 1)
+                other = await submit(bus)
+                await worker.finish(await runs_on(worker, other))
+                await eventually(lambda other=other: emptied(bus, other))
+                await eventually(lambda router=router: not router.index.leftovers and not router.index.jobs)
+                assert await _request(bus, key) == body
+                await bus.api(f"STREAM.PURGE.{JOBS}", {"filter": subjects.record(key, "active")})  # its 60 s are over
+        assert worker.executed[run] == 1
+        async with routers.one(bus):
+            wish = encode(Erase(client=key.client, job=key.job, sequence=(await folder(bus, key)).sequence))
+            assert decode_erase_answer(await bus.request(subjects.router("erase"), wish)).erased
+            assert await emptied(bus, key)
+            assert await _gone(bus, key)
+
+
+async def _is_emptied(bus: Bus, key: JobKey, record: subjects.Record) -> bool:
+    stored = await bus.last(JOBS, subjects.record(key, record))
+    return stored is not None and FACTS not in stored.headers
+
+
+async def _request(bus: Bus, key: JobKey) -> bytes | None:
+    stored = await bus.last(JOBS, subjects.record(key, "new"))
+    assert stored is not None
+    found = await Journal(bus).record_at(stored.sequence)
+    return await Journal(bus).body(key, found[1]) if found and found[1].facts else None
+
+
 async def test_an_unfinished_job_is_not_erased(bus: Bus, routers: Routers) -> None:
     async with fake_worker(bus, models=()), routers.one(bus):
         key = await submit(bus)

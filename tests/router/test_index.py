@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from libs.common.contracts.jobs import Binding, CancelMark, Parts, PastEpoch, Submission
 from libs.common.contracts.subjects import JobKey
+from libs.common.states import JobState
 from services.router import index as module
 from services.router.index import Facts, Index, Job, Leftover
 from tests.router.building import a_binding, a_completion, a_key, a_requeue, a_submission
@@ -32,6 +33,7 @@ class Folder:
     newest: int = 0
     binding: Binding | None = None
     final: bool = False
+    keeps_request: bool = False  # ended so that it may be retried
     cancel: str | None = None
     marked: bool = False
     standing: set[str] = field(default_factory=set)  # of `new` and `active`, what was not emptied
@@ -56,7 +58,7 @@ class History:
                 )  # a key that was used again starts from nothing
             return
         match deed:
-            case "bind" | "requeue" | "done" | "cancel" | "old_mark" if folder.final:
+            case "bind" | "requeue" | "done" | "fail" | "cancel" | "old_mark" if folder.final:
                 return
             case "bind" if folder.binding is None or folder.binding.node is None:
                 self._activate(key, a_binding(folder.submission, folder.submitted, epoch=folder.newest))
@@ -66,6 +68,9 @@ class History:
             case "done":
                 self._write(key, "done", a_completion(folder.submission, folder.submitted))
                 folder.final = True
+            case "fail":
+                self._write(key, "done", a_completion(folder.submission, folder.submitted, state=JobState.FAILED))
+                folder.final = folder.keeps_request = True
             case "erase" if folder.final:
                 self._write(key, "done", a_completion(folder.submission, folder.submitted, erased=True))
             case "cancel":
@@ -107,7 +112,21 @@ def fold(index: Index, record: Rec) -> Job | None:
     return index.fold(record.key, record.name, record.facts, record.sequence, at_ms=record.sequence)
 
 
-DEEDS = ["new", "new", "bind", "bind", "requeue", "done", "cancel", "old_mark", "empty", "empty", "erase", "expire"]
+DEEDS = [
+    "new",
+    "new",
+    "bind",
+    "bind",
+    "requeue",
+    "done",
+    "fail",
+    "cancel",
+    "old_mark",
+    "empty",
+    "empty",
+    "erase",
+    "expire",
+]
 
 
 @st.composite
@@ -174,13 +193,14 @@ def test_what_is_left_of_finished_jobs_is_exactly_what_was_not_emptied(history: 
     for key, folder in history.folders.items():
         if folder.final and folder.standing and folder.submission is not None:
             sequences = {r.name: r.sequence for r in history.log if r.key == key and r.sequence >= folder.submitted}
-            wanted[key] = {name: sequences[name] for name in folder.standing}
+            kept = {"new"} if folder.keeps_request else set()
+            wanted[key] = {name: sequences[name] for name in folder.standing - kept}
     found = {
         key: {name: at for name, at in (("new", left.new), ("active", left.active)) if at}
         for key, left in index.leftovers.items()
         if history.folders[key].submission is not None
     }
-    assert found == wanted
+    assert found == {key: records for key, records in wanted.items() if records}
 
 
 def test_a_final_record_wins_over_smaller_sequences_only() -> None:
@@ -231,6 +251,27 @@ def test_the_parts_of_a_finished_request_are_left_to_be_purged() -> None:
     fold(index, Rec(key, "done", a_completion(submission, 1), 2))
     assert index.take_leftover() == (key, Leftover(new=1, parts=parts))
     assert index.take_leftover() is None
+
+
+@pytest.mark.parametrize("state", [JobState.FAILED, JobState.EXPIRED])
+@pytest.mark.parametrize("done_first", [False, True])
+def test_the_request_of_a_job_that_may_be_retried_is_not_left_to_tidy(state: JobState, done_first: bool) -> None:
+    index, key = Index(), KEYS[0]
+    submission = a_submission(parts=Parts(op_id="op", count=3, size=600_000))
+    log = [Rec(key, "new", submission, 1), Rec(key, "active", a_binding(submission, 1), 2)]
+    done = Rec(key, "done", a_completion(submission, 1, state=state), 3)
+    for record in [done, *log] if done_first else [*log, done]:
+        fold(index, record)
+    assert index.take_leftover() == (key, Leftover(active=2))
+    assert index.take_leftover() is None
+
+
+def test_after_a_rebuild_it_is_doubtful_whether_a_request_is_kept() -> None:
+    """Only `active` was emptied: either `new` is the next, or it stays. The `done` that says so was not read."""
+    index, key, submission = Index(), KEYS[0], a_submission()
+    fold(index, Rec(key, "new", submission, 1))
+    fold(index, Rec(key, "active", None, 4))
+    assert index.take_leftover() == (key, Leftover(new=1, doubtful=True))
 
 
 def test_a_leftover_that_could_not_be_tidied_comes_back_unless_the_id_lives_again() -> None:
