@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import time
+from collections.abc import AsyncIterator
 from typing import Any, NamedTuple
 
 import structlog
@@ -13,13 +14,17 @@ from libs.common.contracts import subjects
 from libs.common.contracts.clients import Principal
 from libs.common.contracts.codec import Malformed, encode
 from libs.common.contracts.control import Erase, PlaceQuery, decode_erase_answer, decode_place_answer
+from libs.common.contracts.events import START, Position
 from libs.common.contracts.faults import Code, Failed, failed
 from libs.common.contracts.jobs import Binding, CancelMark, Completion, Submission
+from libs.common.contracts.requests import Request, decode_request
 from libs.common.contracts.subjects import BadToken, JobKey
 from libs.common.journal import Entry, Journal, ttl_s
+from libs.common.states import JobState
 from services.gateway.dialects import NOT_FOUND_JOB
 from services.gateway.fleet import FleetView
 from services.gateway.job_bodies import parse_job
+from services.gateway.readers import Readers
 from services.gateway.submission import Submitted, Submitter, Wish, check_model
 from services.gateway.view import job_view
 from services.gateway.watch import Log, Watch
@@ -39,8 +44,9 @@ class Created(NamedTuple):
 
 
 class JobService:
-    def __init__(self, bus: Bus, fleet: FleetView, submitter: Submitter) -> None:
+    def __init__(self, bus: Bus, fleet: FleetView, submitter: Submitter, readers: Readers | None = None) -> None:
         self.bus = bus
+        self._readers = readers or Readers()
         self.fleet = fleet
         self._journal = Journal(bus)
         self._submitter = submitter
@@ -49,14 +55,57 @@ class JobService:
 
     async def create(self, principal: Principal, body: bytes, idempotency_key: str | None) -> Created:
         """Raises Failed."""
-        wish = parse_job(body, principal.policy)
+        return await self._create(principal, parse_job(body, principal.policy), idempotency_key)
+
+    async def retry(self, principal: Principal, job: str, idempotency_key: str | None) -> Created:
+        """A new job with the request of one that ended without success. Raises Failed."""
+        key = self.key(principal, job)
+        facts = (await self.newest(key)).facts
+        if not isinstance(facts, Completion):
+            message = "the job has not ended; wait for its end, or cancel it with DELETE /jobs/{id}"
+            raise failed(Code.WRONG_STATE, message)
+        if facts.state is JobState.SUCCEEDED:
+            message = "the job succeeded: GET /jobs/{id} has its result; submit a new job for another answer"
+            raise failed(Code.WRONG_STATE, message)
+        request = await self._request(key, facts)
+        if request is None:
+            message = (
+                f"the request of a job that ended as {facts.state} is not kept, or its time is over; submit it again"
+            )
+            raise failed(Code.REQUEST_GONE, message)
+        was = facts.job
+        wish = Wish(
+            kind=was.kind,
+            request=request,
+            route=was.route,
+            priority=was.priority,
+            deadline_s=was.deadline_s,
+            result_ttl_s=was.result_ttl_s,
+            detached=True,  # whoever retries may come back later: nobody has to watch it
+            metadata=was.metadata,
+            include_usage=was.include_usage,
+            retry_of=job,
+        )
+        return await self._create(principal, wish, idempotency_key)
+
+    async def _request(self, key: JobKey, completion: Completion) -> Request | None:
+        """By the sequence of its `new`: a keyed id may live again, and the record may have been emptied."""
+        try:
+            found = await self._journal.record_at(completion.submitted)
+            if found is None or found[0] != subjects.record(key, "new") or found[1].facts is None:
+                return None
+            body = await self._journal.body(key, found[1])
+        except BusError as error:
+            raise _away(error) from error
+        return decode_request(body) if body else None
+
+    async def _create(self, principal: Principal, wish: Wish, idempotency_key: str | None) -> Created:
         key = await self.new_key(principal, wish, idempotency_key)
         submitted = await self._submitter.submit(principal, wish, key, keyed=idempotency_key is not None)
         if submitted.existing is not None:
             return Created(await self._view(key, submitted.existing), new=False)
-        return Created(
-            {"id": key.job, "state": "queued", "kind": str(wish.kind), "model": wish.request.model}, new=True
-        )
+        view = {"id": key.job, "state": "queued", "kind": str(wish.kind), "model": wish.request.model}
+        return Created(view | ({"retry_of": wish.retry_of} if wish.retry_of else {}), new=True)
 
     async def new_key(self, principal: Principal, wish: Wish, idempotency_key: str | None) -> JobKey:
         """Checks what costs nothing, and fixes the id. Raises Failed."""
@@ -148,11 +197,20 @@ class JobService:
         except (BusError, Malformed):
             return None
 
+    @contextlib.asynccontextmanager
+    async def watch(
+        self, key: JobKey, position: Position = START, *, takes_reset: bool = False
+    ) -> AsyncIterator[Watch]:
+        """The only way to a Watch: each is counted. Raises Failed: OVERLOADED."""
+        with self._readers.one(key.client):
+            async with Watch(self.bus, key, position, takes_reset=takes_reset) as watch:
+                yield watch
+
     async def _wait_for_end(self, key: JobKey, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):
             async with (
                 asyncio.timeout(seconds),
-                Watch(self.bus, key, takes_reset=True) as watch,
+                self.watch(key, takes_reset=True) as watch,
                 contextlib.aclosing(watch.items()) as items,
             ):
                 async for item in items:
@@ -201,6 +259,12 @@ class JobService:
             raise failed(Code.UNAVAILABLE, "no router is there to erase it at the moment; try again") from error
         if not answer.erased:
             raise failed(Code.UNAVAILABLE, f"it could not be erased: {answer.reason}; try again")
+
+
+def facts_of_job(entry: Entry) -> Submission:
+    """Of a folder's newest record that has facts."""
+    assert entry.facts is not None
+    return entry.facts if isinstance(entry.facts, Submission) else entry.facts.job
 
 
 def _away(error: BusError) -> Failed:

@@ -1,12 +1,13 @@
 """`/jobs`: submit, look, read along, cancel, list (DESIGN §5)."""
 
 import re
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from typing import TypeVar
 
 from libs.common.contracts.clients import Principal, Scope
 from libs.common.contracts.codec import Malformed, encode
-from libs.common.contracts.events import START, Position, parse_position
+from libs.common.contracts.events import START, parse_position
 from libs.common.contracts.faults import Code, failed
 from libs.common.contracts.headers import IDEMPOTENCY_KEY, JOB_ID
 from libs.common.contracts.jobs import Binding
@@ -14,12 +15,14 @@ from libs.common.contracts.subjects import JobKey
 from libs.common.journal import Facts
 from services.gateway.endpoint import RouteSpec
 from services.gateway.http import Disconnected, Exchange
-from services.gateway.job_service import JobService
+from services.gateway.job_service import Created, JobService
 from services.gateway.listing import list_jobs
 from services.gateway.sse import log_frames, state_frame
 from services.gateway.streaming import Draining, Streams
 from services.gateway.watch import Changed, Log, Reset, Watch
 
+MAX_EMPTY = 1024  # of a body that is none
+T = TypeVar("T")
 _NUMBER = re.compile(r"[0-9]{1,9}")
 
 
@@ -35,12 +38,22 @@ class JobsRoutes:
             RouteSpec("GET", "/jobs", Scope.JOBS_READ, self.list),
             RouteSpec("GET", "/jobs/{id}", Scope.JOBS_READ, self.get),
             RouteSpec("GET", "/jobs/{id}/stream", Scope.JOBS_READ, self.stream),
+            RouteSpec("POST", "/jobs/{id}/retry", Scope.JOBS_WRITE, self.retry),
             RouteSpec("DELETE", "/jobs/{id}", Scope.JOBS_CANCEL, self.cancel),
         ]
 
     async def submit(self, exchange: Exchange, principal: Principal) -> None:
         body = await exchange.body(self._max_body)
-        created = await self._service.create(principal, body, exchange.header(IDEMPOTENCY_KEY))
+        await self._answer(exchange, await self._service.create(principal, body, exchange.header(IDEMPOTENCY_KEY)))
+
+    async def retry(self, exchange: Exchange, principal: Principal) -> None:
+        if (await exchange.body(MAX_EMPTY)).strip() not in (b"", b"{}"):
+            raise failed(Code.INVALID_REQUEST, "a retry takes no body: it is the same request with the same settings")
+        job, keyed = exchange.params["id"], exchange.header(IDEMPOTENCY_KEY)
+        await self._answer(exchange, await self._service.retry(principal, job, keyed))
+
+    @staticmethod
+    async def _answer(exchange: Exchange, created: Created) -> None:
         location = f"/jobs/{created.view['id']}".encode()
         headers = [(b"location", location), (JOB_ID.lower().encode(), created.view["id"].encode())]
         await exchange.respond_json(202 if created.new else 200, created.view, headers)
@@ -77,13 +90,13 @@ class JobsRoutes:
     async def stream(self, exchange: Exchange, principal: Principal) -> None:
         """Never cancels its job. With a position only what comes after it, byte for byte what an uncut stream would hold."""
         key = self._service.key(principal, exchange.params["id"])
-        position = _position(exchange)
+        position = position_of(exchange, parse_position) or START
         takes_reset = exchange.query.get("reset", "") in ("1", "true")
         await self._service.newest(key)  # 404 before the response begins
         if exchange.method == "HEAD":
             await exchange.respond(200, b"", "text/event-stream; charset=utf-8")
             return
-        async with self._streams.opened(), Watch(self._service.bus, key, position, takes_reset=takes_reset) as watch:
+        async with self._streams.opened(), self._service.watch(key, position, takes_reset=takes_reset) as watch:
             frames = self._frames(key, watch, resumed=position != START)
             try:
                 await self._streams.relay(exchange, frames, [(JOB_ID.lower().encode(), key.job.encode())])
@@ -121,12 +134,13 @@ def _state(key: JobKey, facts: Facts) -> bytes:
     return shown
 
 
-def _position(exchange: Exchange) -> Position:
+def position_of(exchange: Exchange, parse: Callable[[str], T]) -> T | None:
+    """Where a reader says it was, if it says so. Raises Failed: INVALID_REQUEST."""
     text = exchange.header("last-event-id") or exchange.query.get("after")
     if not text:
-        return START
+        return None
     try:
-        return parse_position(text)
+        return parse(text)
     except Malformed as error:
         raise failed(Code.INVALID_REQUEST, str(error), path="Last-Event-ID") from error
 

@@ -38,15 +38,20 @@ class _Record(NamedTuple):
 
 
 async def list_jobs(bus: Bus, client: str, *, cursor: str | None, limit: int, state: str | None) -> Page:
-    """Oldest first. Raises Failed: INVALID_REQUEST, UNAVAILABLE."""
+    """Oldest first; a page may have fewer rows than `limit`, or none, and yet go on.
+
+    Raises Failed: INVALID_REQUEST, UNAVAILABLE.
+    """
     if not 1 <= limit <= MAX_LIMIT:
         raise failed(Code.INVALID_REQUEST, f"limit must be 1 to {MAX_LIMIT}", path="limit")
     if state is not None and state not in list(JobState):
         raise failed(Code.INVALID_REQUEST, f"state must be one of {', '.join(JobState)}", path="state")
     if cursor is not None and not _CURSOR.fullmatch(cursor):
         raise failed(Code.INVALID_REQUEST, "cursor is not one that a listing gave", path="cursor")
+    # Jobs in one state may be rare: a page of them looks through as much as the largest page does.
+    looked_through = (limit if state is None else MAX_LIMIT) * RECORDS_PER_JOB
     try:
-        records, more = await _fetch(bus, client, int(cursor or 0) + 1, limit * RECORDS_PER_JOB)
+        records, more = await _fetch(bus, client, int(cursor or 0) + 1, looked_through)
     except (BusError, TimeoutError) as error:
         raise failed(Code.UNAVAILABLE, "the job store does not answer at the moment; try again") from error
     rows, last = _rows(records, limit, state)

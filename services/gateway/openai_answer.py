@@ -1,12 +1,13 @@
 """Our events as OpenAI's chat completions, streamed and not. Pure. Layout as OpenAI's API reference and Ollama's own
 `openai/openai.go` have it: role in the first chunk, thinking as `reasoning`, a finish chunk, then usage if asked for."""
 
-from typing import Any
+import re
+from typing import Any, NamedTuple
 
 import msgspec
 
 from libs.common.contracts.codec import encode
-from libs.common.contracts.events import End, Event
+from libs.common.contracts.events import End, Event, Position, parse_position
 from libs.common.contracts.faults import Code, Fault
 from libs.common.states import JobState
 from services.gateway.dialects import openai_error
@@ -28,10 +29,41 @@ def usage(final: dict[str, Any]) -> dict[str, int]:
     return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
 
-class ChunkWriter:
-    """Makes the chunks of one stream; `created` is in seconds since the epoch."""
+class Place(NamedTuple):
+    """Where a reader of chunks is: behind the first `frames` frames of the event that begins at `position`.
 
-    def __init__(self, job: str, model: str, created: int, *, include_usage: bool) -> None:
+    Only the end event becomes several frames. As text `<epoch>.<offset>`, the position of the log, or `…-<frames>`.
+    """
+
+    position: Position
+    frames: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.position}-{self.frames}" if self.frames else str(self.position)
+
+
+_FRAMES = re.compile(r"(.*?)-([0-9])", re.ASCII)
+
+
+def parse_place(text: str) -> Place:
+    """The reverse of str(Place). Raises Malformed."""
+    found = _FRAMES.fullmatch(text.strip())
+    return Place(parse_position(found[1]), int(found[2])) if found else Place(parse_position(text))
+
+
+def places(begin: Position, end: Position, frames: int) -> list[Place]:
+    """The place after each of the frames of the event between `begin` and `end`."""
+    return [*(Place(begin, n) for n in range(1, frames)), Place(end)]
+
+
+class ChunkWriter:
+    """Makes the chunks of one stream, the same at any gateway: all that goes in stands in the job's records and its log.
+
+    `created` is in seconds since the epoch. For a reader that goes on, `begun` says whether there was an event before, and
+    `calls` how many tool calls.
+    """
+
+    def __init__(self, job: str, model: str, created: int, *, include_usage: bool, begun: bool = False) -> None:
         self._head = {
             "id": completion_id(job),
             "object": "chat.completion.chunk",
@@ -41,8 +73,8 @@ class ChunkWriter:
         }
         self._job = job
         self._include_usage = include_usage
-        self._calls = 0
-        self._begun = False
+        self.calls = 0
+        self._begun = begun
 
     def chunks(self, event: Event) -> list[bytes]:
         """The data of the frames for one event of the log. A failure ends the stream without [DONE], as an error object."""
@@ -61,13 +93,13 @@ class ChunkWriter:
             if event.logprobs:
                 logprobs = {"content": token_logprobs(msgspec.json.decode(event.logprobs))}
         if event.tool_call:
-            delta["tool_calls"] = [{"index": self._calls, **tool_call(event.tool_call, self._job, self._calls)}]
-            self._calls += 1
+            delta["tool_calls"] = [{"index": self.calls, **tool_call(event.tool_call, self._job, self.calls)}]
+            self.calls += 1
         return [self._chunk([{"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": None}])]
 
     def _ending(self, final: dict[str, Any]) -> list[bytes]:
         delta = {} if self._begun else {"role": "assistant", "content": ""}
-        reason = "tool_calls" if self._calls else _FINISH.get(final.get("done_reason", ""), "stop")
+        reason = "tool_calls" if self.calls else _FINISH.get(final.get("done_reason", ""), "stop")
         frames = [self._chunk([{"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}])]
         if self._include_usage:
             frames.append(self._chunk([], usage=usage(final)))
@@ -110,6 +142,12 @@ def completion(job: str, model: str, created: int, answer: Answer) -> dict[str, 
 
 def completion_id(job: str) -> str:
     return f"chatcmpl-{job.removeprefix('job_')}"
+
+
+def job_id(completion: str) -> str:
+    """The reverse of completion_id; anything else as it is."""
+    bare = completion.removeprefix("chatcmpl-")
+    return completion if bare == completion else f"job_{bare}"
 
 
 def tool_call(raw: msgspec.Raw, job: str, index: int) -> dict[str, Any]:

@@ -97,7 +97,6 @@ class ChatBody(msgspec.Struct):
 class ChatWish(msgspec.Struct, frozen=True):
     wish: Wish
     stream: bool
-    include_usage: bool
 
 
 _decode = msgspec.json.Decoder(ChatBody)
@@ -125,9 +124,9 @@ def parse_chat(body: bytes, policy: Policy, *, detached: bool) -> ChatWish:
         deadline_s=policy.deadline_s or DEADLINE_S,
         result_ttl_s=policy.result_ttl_s or RESULT_TTL_S,
         detached=detached,
+        include_usage=chat.stream_options is not None and chat.stream_options.include_usage,
     )
-    usage = chat.stream_options is not None and chat.stream_options.include_usage
-    return ChatWish(wish, stream=bool(chat.stream), include_usage=usage)
+    return ChatWish(wish, stream=bool(chat.stream))
 
 
 def _refuse_what_cannot_be(chat: ChatBody) -> None:

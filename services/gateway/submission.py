@@ -1,5 +1,6 @@
 """Turning a wish into a durable job: one compare-and-set on an empty folder, acked before anybody is told (DESIGN §3)."""
 
+import contextlib
 from typing import Any, NamedTuple
 
 import msgspec
@@ -8,12 +9,14 @@ import structlog
 from libs.common import ids
 from libs.common.bus.connection import Bus
 from libs.common.bus.failures import Away, BusError, Full
+from libs.common.contracts import subjects
 from libs.common.contracts.clients import Principal
 from libs.common.contracts.codec import encode
 from libs.common.contracts.faults import Code, failed
-from libs.common.contracts.jobs import MIN_RESULT_TTL_S, Submission
+from libs.common.contracts.jobs import INLINE_LIMIT, MIN_RESULT_TTL_S, Submission
 from libs.common.contracts.nodes import DiskModel, canonical_model
 from libs.common.contracts.requests import Kind, Priority, Request
+from libs.common.contracts.streams import JOBS
 from libs.common.contracts.subjects import JobKey
 from libs.common.ids import new_op_id
 from libs.common.journal import Entry, Journal, Lost, digest, ttl_s
@@ -38,6 +41,8 @@ class Wish(NamedTuple):
     result_ttl_s: float
     detached: bool
     metadata: dict[str, str] | None = None
+    include_usage: bool = False
+    retry_of: str | None = None
 
 
 class Submitted(NamedTuple):
@@ -77,7 +82,9 @@ class Submitter:
     def new_key(self, principal: Principal, wish: Wish, idempotency_key: str | None) -> JobKey:
         if idempotency_key is None:
             return JobKey(principal.client, ids.new_job_id())
-        return JobKey(principal.client, ids.keyed_job_id(self._secret, principal.client, wish.route, idempotency_key))
+        # A key of a retry is another than the same key of the job that is retried.
+        route = f"/jobs/{wish.retry_of}/retry" if wish.retry_of else wish.route
+        return JobKey(principal.client, ids.keyed_job_id(self._secret, principal.client, route, idempotency_key))
 
     async def submit(self, principal: Principal, wish: Wish, key: JobKey, *, keyed: bool) -> Submitted:
         """Raises Failed: OVERLOADED, IDEMPOTENCY_MISMATCH, SUBMIT_UNCONFIRMED (names the id), UNAVAILABLE."""
@@ -93,6 +100,7 @@ class Submitter:
             try:
                 sequence = await self._journal.write(key, "new", submission, body, expected=expected, ttl=ttl)
             except Lost as lost:
+                await self._drop_parts(key, submission, body)
                 standing = lost.newest
                 if standing is None:
                     expected = 0
@@ -104,11 +112,13 @@ class Submitter:
                     raise failed(Code.INTERNAL, "two jobs got the same id; send the request again") from lost
                 continue
             except Full as error:
+                await self._drop_parts(key, submission, body)
                 raise failed(Code.OVERLOADED, "the job store is full; try again later", retry_after_s=30) from error
             except Away as error:
                 message = f"it is not known whether job {key.job} was stored; ask for it before sending again"
                 raise failed(Code.SUBMIT_UNCONFIRMED, message, details={"id": key.job}) from error
             except BusError as error:
+                await self._drop_parts(key, submission, body)
                 raise failed(Code.UNAVAILABLE, f"the job could not be stored: {error}") from error
             metrics.submitted.labels(wish.route, str(wish.kind)).inc()
             log.info(
@@ -117,6 +127,12 @@ class Submitter:
             )  # fmt: skip
             return Submitted(key, sequence)
         raise failed(Code.UNAVAILABLE, "the job's folder keeps changing; try again")
+
+    async def _drop_parts(self, key: JobKey, submission: Submission, body: bytes) -> None:
+        """A body in parts whose `new` surely was not stored: without this it would stay for its whole TTL."""
+        if len(body) > INLINE_LIMIT:
+            with contextlib.suppress(BusError):
+                await self._journal.purge(JOBS, subjects.parts_of_write(key, submission.op_id))
 
     def _submission(self, principal: Principal, wish: Wish, body: bytes) -> Submission:
         prompt_tokens, output_tokens = estimate_tokens(wish.request, len(body))
@@ -135,6 +151,8 @@ class Submitter:
             output_tokens=output_tokens,
             detached=wish.detached,
             metadata=wish.metadata,
+            include_usage=wish.include_usage,
+            retry_of=wish.retry_of,
         )
 
     def _same_job(self, key: JobKey, submission: Submission, standing: Entry) -> Submitted:

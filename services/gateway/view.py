@@ -36,6 +36,7 @@ def job_view(
         "priority": str(submission.priority),
         "node": None,
         "epoch": None,
+        "lineage": [],
         "attempts": 0,
         "position": position,
         "eta_s": None,
@@ -49,6 +50,10 @@ def job_view(
     }
     if submission.metadata is not None:
         view["metadata"] = submission.metadata
+    if submission.retry_of is not None:
+        view["retry_of"] = submission.retry_of
+    if not isinstance(facts, Submission):
+        view["lineage"] = [{"epoch": earlier.epoch, "base": earlier.base} for earlier in facts.past]
     if isinstance(facts, Binding):
         view |= {"node": facts.node, "epoch": facts.epoch, "attempts": len(facts.attempts) + (facts.node is not None)}
         view |= _history(facts.attempts)

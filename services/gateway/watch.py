@@ -21,7 +21,7 @@ from libs.common.contracts.codec import Malformed, encode
 from libs.common.contracts.control import Read, decode_freeze
 from libs.common.contracts.events import MAX_CHUNK, START, Position, frame, parse_frame, whole_events
 from libs.common.contracts.faults import Code, Failed, failed
-from libs.common.contracts.jobs import Binding, Completion, decode_hint
+from libs.common.contracts.jobs import Binding, Completion, Submission, decode_hint
 from libs.common.contracts.subjects import JobKey
 from libs.common.journal import Entry, Facts, Journal
 from services.gateway.dialects import NOT_FOUND_JOB
@@ -68,6 +68,8 @@ class Watch:
 
     def __init__(self, bus: Bus, key: JobKey, position: Position = START, *, takes_reset: bool = False) -> None:
         self.key = key
+        self.job: Submission | None = None  # the job's facts and the time of its `new`: known before its first event
+        self.created_ms = 0
         self._bus = bus
         self._journal = Journal(bus)
         self._position = position
@@ -221,6 +223,10 @@ class Watch:
         if newest.sequence <= self._known:
             return  # nothing new, or a leader just deposed that speaks of what was
         facts = newest.facts
+        if isinstance(facts, Submission):
+            self.job, self.created_ms = facts, newest.at_ms
+        else:
+            self.job, self.created_ms = facts.job, facts.created_ms
         if isinstance(facts, Completion):
             async for item in self._replay(newest, facts):
                 yield item

@@ -48,6 +48,7 @@ class Script:
         self.newest = 0
         self.submitted = 0
         self.submission = submission()
+        self.created_ms = 0  # of `new`
         self.binding: Binding | None = None
         self.log = b""
         self.reads: list[int] = []
@@ -59,6 +60,7 @@ class Script:
         self.newest = self.submitted = await self.journal.write(
             self.key, "new", self.submission, b"{}", expected=0, ttl=600
         )
+        await self.adopt()
         return self.newest
 
     async def adopt(self) -> None:
@@ -66,6 +68,7 @@ class Script:
         stored = await self.bus.last("JOBS", subjects.record(self.key, "new"))
         assert stored is not None
         self.newest = self.submitted = stored.sequence
+        self.created_ms = stored.at_ms
         self.submission = decode_submission(stored.headers["Arriero-Facts"])
 
     async def bind(
@@ -80,7 +83,7 @@ class Script:
 
     async def _active(self, hint: bool, *, body: bytes = b"", **facts: Any) -> int:
         binding = Binding(
-            op_id=new_op_id(), job=self.submission, submitted=self.submitted, created_ms=int(time.time() * 1000),
+            op_id=new_op_id(), job=self.submission, submitted=self.submitted, created_ms=self.created_ms,
             epoch=self.newest, **facts,
         )  # fmt: skip
         self.newest = await self.journal.write(self.key, "active", binding, body, expected=self.newest, ttl=600)
@@ -96,7 +99,7 @@ class Script:
         binding = self.binding
         whole = self.log + END if log is None else log
         completion = Completion(
-            op_id=new_op_id(), job=self.submission, submitted=self.submitted, created_ms=int(time.time() * 1000),
+            op_id=new_op_id(), job=self.submission, submitted=self.submitted, created_ms=self.created_ms,
             state=state, finished_ms=int(time.time() * 1000), log_size=len(whole), log_digest=digest(whole),
             **{
                 "epoch": binding.epoch if binding else self.newest, "past": binding.past if binding else (),

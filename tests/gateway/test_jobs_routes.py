@@ -616,7 +616,10 @@ async def test_an_empty_listing_is_a_page_without_rows(alice: httpx.AsyncClient)
 
 # -- whose job it is -------------------------------------------------------------------------------------------------------
 
-BY_ID = [("GET", "/jobs/{}"), ("GET", "/jobs/{}?wait=0.05"), ("DELETE", "/jobs/{}"), ("GET", "/jobs/{}/stream")]
+BY_ID = [
+    ("GET", "/jobs/{}"), ("GET", "/jobs/{}?wait=0.05"), ("DELETE", "/jobs/{}"), ("GET", "/jobs/{}/stream"),
+    ("POST", "/jobs/{}/retry"), ("GET", "/v1/chat/completions/{}"), ("GET", "/v1/chat/completions/{}?stream=true"),
+]  # fmt: skip
 
 
 def _bytes(answer: httpx.Response) -> tuple[int, list[tuple[str, str]], bytes]:
@@ -653,7 +656,8 @@ async def test_somebody_elses_job_looks_exactly_like_none_at_all(
 ROUTES = [
     ("POST", "/jobs", Scope.JOBS_WRITE), ("GET", "/jobs", Scope.JOBS_READ), ("GET", "/jobs/x", Scope.JOBS_READ),
     ("GET", "/jobs/x/stream", Scope.JOBS_READ), ("DELETE", "/jobs/x", Scope.JOBS_CANCEL),
-    ("POST", "/v1/chat/completions", Scope.INFERENCE), ("GET", "/v1/models", Scope.MODELS_READ),
+    ("POST", "/jobs/x/retry", Scope.JOBS_WRITE), ("POST", "/v1/chat/completions", Scope.INFERENCE),
+    ("GET", "/v1/chat/completions/x", Scope.INFERENCE), ("GET", "/v1/models", Scope.MODELS_READ),
     ("GET", "/v1/models/m", Scope.MODELS_READ), ("GET", "/nodes", Scope.ADMIN_CLUSTER),
 ]  # fmt: skip
 

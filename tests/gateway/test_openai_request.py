@@ -228,9 +228,9 @@ def test_a_chat_is_interactive_and_has_the_times_of_its_route_or_of_the_clients_
 
 
 def test_stream_and_usage_are_remembered_for_the_answer() -> None:
-    assert (parse(BASE).stream, parse(BASE).include_usage) == (False, False)
+    assert (parse(BASE).stream, parse(BASE).wish.include_usage) == (False, False)
     wanted = parse(BASE | {"stream": True, "stream_options": {"include_usage": True, "include_obfuscation": False}})
-    assert (wanted.stream, wanted.include_usage) == (True, True)
+    assert (wanted.stream, wanted.wish.include_usage) == (True, True)
 
 
 @given(

@@ -16,7 +16,7 @@ from tests.gateway.scripted import events, submission
 
 AT = 1_700_000_000_123
 FIELDS = {
-    "id", "kind", "model", "state", "priority", "node", "epoch", "attempts", "position", "eta_s", "created_at",
+    "id", "kind", "model", "state", "priority", "node", "epoch", "lineage", "attempts", "position", "eta_s", "created_at",
     "started_at", "finished_at", "result", "usage", "timings", "error",
 }  # fmt: skip
 ATTEMPT = Attempt(epoch=5, node="b", fault=Fault(code=Code.NODE_FAILED, message="it fell over"), at_ms=AT)
