@@ -16,7 +16,7 @@ from libs.cli.up.backoff import next_delay
 from libs.common.contracts.requests import Kind, Priority
 from libs.common.states import FINAL
 
-app = typer.Typer(help="Jobs: submit, watch, cancel.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(help="Jobs: submit, watch, cancel, retry.", no_args_is_help=True, rich_markup_mode=None)
 
 AGAIN = frozenset({"away", "draining", "unavailable"})  # a gateway's restart looks like this
 GIVE_UP_AFTER = 8  # times in a row that the stream could not be opened again: about a minute
@@ -102,6 +102,19 @@ def cancel(job_id: Id, as_json: Json = False) -> None:
     show(job, f"{job_id} {became}")
 
 
+@app.command()
+def retry(job_id: Id, as_json: Json = False) -> None:
+    """Try a job again that failed, expired or was cancelled: a new job with the same request. Prints its id.
+
+    \b
+    Example:
+      arriero job list --state failed
+      arriero job watch $(arriero job retry ID)
+    """
+    job = asyncio.run(_call("POST", f"/jobs/{job_id}/retry"))
+    show(job, job["id"])
+
+
 @app.command("list")
 def list_jobs(
     limit: Annotated[int, typer.Option(min=1, max=1000, help="At most so many.")] = 20,
@@ -110,15 +123,28 @@ def list_jobs(
     as_json: Json = False,
 ) -> None:
     """The jobs of this client."""
-    asked = {"limit": str(limit), **({"cursor": cursor} if cursor else {}), **({"state": state} if state else {})}
-    found = asyncio.run(_call("GET", "/jobs", params=asked))
+    found = asyncio.run(_pages(limit, cursor, state))
     rows = [
         (job.get("id"), job.get("state"), job.get("kind"), job.get("model"), job.get("node"), job.get("created_at"))
         for job in found["jobs"]
     ]
     text = table(rows, ("JOB", "STATE", "KIND", "MODEL", "NODE", "CREATED"))
     more = found["cursor"]
-    show(found, f"{text}\n\nMore: arriero job list --cursor {more}" if more else text)
+    again = f"arriero job list{f' --state {state}' if state else ''} --cursor {more}"
+    show(found, f"{text}\n\nMore: {again}" if more else text)
+
+
+async def _pages(limit: int, cursor: str, state: str) -> dict[str, Any]:
+    """As many rows as were asked for, if there are so many: a page holds few of a rare state, or none, and yet goes on."""
+    rows: list[dict[str, Any]] = []
+    while True:
+        asked = {"limit": str(limit - len(rows))}
+        asked |= {name: text for name, text in (("cursor", cursor), ("state", state)) if text}
+        page = await _call("GET", "/jobs", params=asked)
+        rows += page["jobs"]
+        cursor = page["cursor"]
+        if not cursor or len(rows) >= limit:
+            return {"jobs": rows, "cursor": cursor}
 
 
 def request(model: str, prompt: str, kind: Kind) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import json
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import parse_qsl
 
 from tests.support.http import free_socket, served
 
@@ -15,6 +16,7 @@ class Asked:
     path: str
     headers: dict[str, str]
     body: bytes
+    query: dict[str, str]
 
     @property
     def json(self) -> Any:
@@ -56,7 +58,7 @@ class Answering:
             if not message.get("more_body"):
                 break
         headers = {name.decode(): value.decode() for name, value in scope["headers"]}
-        asked = Asked(scope["method"], scope["path"], headers, body)
+        asked = Asked(scope["method"], scope["path"], headers, body, dict(parse_qsl(scope["query_string"].decode())))
         self.asked.append(asked)
         reply = self.answer(asked)
         length = sum(map(len, reply.pieces)) + (100 if reply.cut else 0)  # more is promised than comes

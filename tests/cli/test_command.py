@@ -55,7 +55,18 @@ def test_help_teaches_and_loads_nothing_heavy(home: Home):
 
 @pytest.mark.parametrize(
     "arguments",
-    ["up", "chat", "job submit", "job watch", "client create", "key create", "nats init", "status", "nodes"],
+    [
+        "up",
+        "chat",
+        "job submit",
+        "job watch",
+        "job retry",
+        "client create",
+        "key create",
+        "nats init",
+        "status",
+        "nodes",
+    ],
 )
 def test_every_command_has_help_and_json(home: Home, arguments: str):
     said = _arriero(home, *arguments.split(), "--help")

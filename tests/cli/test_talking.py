@@ -1,6 +1,9 @@
 """What the commands say to gateway and auth, and what they make of the answers."""
 
+import asyncio
 import json
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +107,39 @@ async def test_a_job_that_is_not_there_is_not_asked_for_again(monkeypatch: pytes
             await job.watch_job("job_1", "", lambda event: None)
 
     assert len(server.asked) == 1
+
+
+def _row(job_id: str) -> dict[str, str]:
+    return {"id": job_id, "state": "failed", "kind": "chat", "model": "m", "node": "n", "created_at": "now"}
+
+
+async def test_a_rare_state_is_looked_for_on_as_many_pages_as_it_takes(monkeypatch: pytest.MonkeyPatch):
+    """A page with no row of that state is not the end, only one without a cursor is."""
+    pages = [([], "7"), ([_row("job_1")], "9"), ([], "12"), ([_row("job_2")], "20")]
+    replies = [as_json({"jobs": rows, "cursor": cursor}) for rows, cursor in pages]
+    async with answering(lambda asked: replies.pop(0)) as server:
+        monkeypatch.setenv("ARRIERO_URL", server.url)
+        monkeypatch.setenv("ARRIERO_API_KEY", "key")
+        found = await job._pages(2, "", "failed")
+
+    assert ([row["id"] for row in found["jobs"]], found["cursor"]) == (["job_1", "job_2"], "20")
+    assert [asked.query.get("cursor") for asked in server.asked] == [None, "7", "9", "12"]
+    assert {asked.query["state"] for asked in server.asked} == {"failed"}
+    assert [asked.query["limit"] for asked in server.asked] == ["2", "2", "1", "1"]
+
+
+@pytest.mark.parametrize("more", [[], ["--json"]])
+async def test_a_retry_prints_the_new_jobs_id(more: list[str]):
+    made = {"id": "job_2", "state": "queued", "retry_of": "job_1"}
+    async with answering(lambda asked: as_json(made, 202)) as server:
+        environment = {**os.environ, "ARRIERO_URL": server.url, "ARRIERO_API_KEY": "key"}
+        command = [sys.executable, "-m", "libs.cli", "job", "retry", "job_1", *more]
+        process = await asyncio.create_subprocess_exec(*command, env=environment, stdout=asyncio.subprocess.PIPE)
+        async with asyncio.timeout(30):
+            said, _ = await process.communicate()
+
+    assert [(asked.method, asked.path) for asked in server.asked] == [("POST", "/jobs/job_1/retry")]
+    assert (json.loads(said) == made) if more else (said == b"job_2\n")
 
 
 async def test_models_are_waited_for_until_every_node_is_known():
