@@ -133,8 +133,10 @@ class Bus:
                     inbox_prefix=f"_INBOX.{self.user}" if self.user else "_INBOX",
                     max_reconnect_attempts=-1,
                     reconnect_time_wait=0.25,  # type: ignore[arg-type]  # annotated as int, slept as float
-                    ping_interval=5,
-                    max_outstanding_pings=2,
+                    # A server that went away without a word is left within 4 s: before those who listen through another
+                    # one take this process for dead (8 s of silence), and before clocks run that an outage should stop.
+                    ping_interval=1,
+                    max_outstanding_pings=3,
                     pending_size=8 << 20,
                     error_cb=self._on_error,
                     closed_cb=self._on_closed,
