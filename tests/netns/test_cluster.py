@@ -15,7 +15,7 @@ ELECTION_S = 15.0
 
 
 class Cluster(World):
-    """Each service is told one server; the others it learns from that one."""
+    """Services are told one server; the others they learn from it."""
 
     def start_servers(self) -> None:
         self.servers = [self.network.machine(f"nats-{n}") for n in (1, 2, 3)]
@@ -53,18 +53,17 @@ def cluster(namespaces: None, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 
 def test_a_cluster_that_loses_the_machine_of_its_leader(cluster: Cluster) -> None:
-    """The leader of three NATS servers is cut off in mid-answer: acknowledged jobs survive, running answers go on, new ones are
-    taken, and no service needs a restart, the gateway that was connected to that server included."""
+    """The leader of three NATS servers, with every service connected to it, is cut off in mid-answer: acknowledged jobs survive,
+    the answer goes on in its first attempt (no node is taken for dead), new jobs are taken, no service needs a restart."""
     gpu = cluster.network.machine("gpu-a")
     until(lambda: cluster.init("--replicas", "3", at=cluster.servers[0]).returncode == 0, within=START_S)
     until(cluster.leader, within=START_S)
     leader = cluster.leader()
     assert leader is not None
-    first, second = (f"nats://{server.address}:{NATS_PORT}" for server in cluster.servers if server is not leader)
-    cluster.start_service("auth", cluster.hub, NATS_URL=first)
-    cluster.start_service("router", cluster.hub, NATS_URL=second)
-    cluster.start_service("gateway", cluster.hub, NATS_URL=f"nats://{leader.address}:{NATS_PORT}")
-    cluster.start_node("gpu-a", gpu, "shared:1b=1GB", NATS_URL=first)
+    url = f"nats://{leader.address}:{NATS_PORT}"
+    for kind in ("auth", "router", "gateway"):
+        cluster.start_service(kind, cluster.hub, NATS_URL=url)
+    cluster.start_node("gpu-a", gpu, "shared:1b=1GB", NATS_URL=url)
 
     def ready() -> bool:
         services = all(cluster.is_ready(kind, cluster.hub) for kind in ("auth", "router", "gateway"))
@@ -72,7 +71,7 @@ def test_a_cluster_that_loses_the_machine_of_its_leader(cluster: Cluster) -> Non
 
     until(ready, within=START_S)
     cluster.create_client()
-    job = cluster.submit("shared:1b", 300)
+    job = cluster.submit("shared:1b", 200)
     reader = cluster.read(job)
     until(lambda: reader.tokens > 5, within=20)
 
@@ -87,4 +86,4 @@ def test_a_cluster_that_loses_the_machine_of_its_leader(cluster: Cluster) -> Non
     assert reader.shown == "".join(event.raw for event in cluster.replay(job))
     assert all(process.poll() is None for process in cluster.processes.values())
     leader.join()
-    until(lambda: cluster.look(leader, 8222, "/healthz").status_code == 200, within=ELECTION_S)  # type: ignore[union-attr]
+    until(lambda: cluster.look(leader, 8222, "/healthz").status_code == 200, within=START_S)  # type: ignore[union-attr]
