@@ -1,5 +1,6 @@
 """The frame around every route: who asks, may they, and every failure in the caller's dialect. Plain ASGI."""
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple
@@ -48,6 +49,12 @@ class Endpoint:
             await answer_fault(exchange, error.fault)
         except Disconnected:
             pass
+        except asyncio.CancelledError:
+            # The drain is over and the server ends what still works: without an answer of ours it would send a bare 500.
+            if exchange.started:
+                raise  # the connection breaks, so that the client sees that something is missing
+            message = "this gateway is shutting down; another one takes the request"
+            await answer_fault(exchange, Fault(code=Code.DRAINING, message=message, retry_after_s=1))
         except BusError as error:
             log.warning("request.bus_failed", route=self._spec.path, error=str(error))
             await answer_fault(exchange, Fault(code=Code.UNAVAILABLE, message="the queue does not answer; try again"))

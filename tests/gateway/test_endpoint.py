@@ -1,0 +1,60 @@
+"""The frame around every route, without a server."""
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from libs.common.contracts.clients import Principal, Scope
+from services.gateway.endpoint import Endpoint, RouteSpec
+from services.gateway.http import Exchange
+
+
+class Anybody:
+    """Credentials that let everybody in."""
+
+    async def principal(self, headers: object) -> Principal:
+        return Principal(client="c", scopes=frozenset(Scope))
+
+
+async def cut_off(*, started: bool) -> list[dict[str, Any]]:
+    """What was sent by a request that was still working when the server ended it."""
+    sent: list[dict[str, Any]] = []
+    working = asyncio.Event()
+
+    async def handler(exchange: Exchange, principal: Principal) -> None:
+        if started:
+            await exchange.start_events()
+        working.set()
+        await asyncio.Event().wait()
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.disconnect"}
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    spec = RouteSpec("GET", "/jobs/{id}", Scope.JOBS_READ, handler)
+    scope = {"type": "http", "method": "GET", "path": "/jobs/x", "headers": []}
+    request = asyncio.create_task(Endpoint(spec, Anybody())(scope, receive, send))  # type: ignore[arg-type]
+    await working.wait()
+    request.cancel()
+    if started:
+        with pytest.raises(asyncio.CancelledError):
+            await request
+    else:
+        await request
+    return sent
+
+
+async def test_a_request_that_the_end_of_the_process_cuts_off_is_told_to_try_another_gateway() -> None:
+    """The server would answer a bare 500 for it."""
+    start, body = await cut_off(started=False)
+    assert start["status"] == 503
+    assert (b"retry-after", b"1") in start["headers"]
+    assert json.loads(body["body"])["code"] == "draining"
+
+
+async def test_a_stream_that_the_end_of_the_process_cuts_off_gets_nothing_added() -> None:
+    assert [message["type"] for message in await cut_off(started=True)] == ["http.response.start"]
