@@ -11,7 +11,9 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 import sys
+import time
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
@@ -35,6 +37,7 @@ S = TypeVar("S", bound=ServiceSettings)
 Shutdown = Callable[[], Coroutine[Any, Any, None]]
 DRIFT_RETRY_S = 2.0
 CLOSE_GRACE_S = 2  # for connections that are still open after the drain
+HEAR_OUT_S = 0.5  # for connections that were accepted and have not yet asked anything when a port is closed
 
 
 @dataclass
@@ -235,3 +238,17 @@ class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self):  # type: ignore[no-untyped-def]  # uvicorn's own is a generator of its own type
         yield
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """uvicorn closes at once what was accepted and has not yet asked anything: a reset for a request on its way. First
+        nothing new is accepted, then those who have just come may ask."""
+        for server in self.servers:
+            server.close()
+        give_up = time.monotonic() + HEAR_OUT_S
+        while time.monotonic() < give_up and any(map(_said_nothing, self.server_state.connections)):  # noqa: ASYNC110  # uvicorn tells nobody
+            await asyncio.sleep(0.01)
+        await super().shutdown(sockets)
+
+
+def _said_nothing(connection: Any) -> bool:
+    return connection.cycle is None and not connection.transport.is_closing()
