@@ -114,8 +114,8 @@ async def come_to_rest(fleet: Fleet, book: Book, *, within: float) -> None:
 
 async def _held(fleet: Fleet) -> dict[str, Any]:
     held: dict[str, Any] = {}
-    for name in fleet.ops_ports:
-        held[f"readiness of {name}"] = "" if fleet.processes[name].ready.is_set() else "not ready"
+    for name, port in fleet.ops_ports.items():
+        held[f"readiness of {name}"] = await _unready(fleet, port)
     try:
         beats = await fleet.told_by_nodes()
     except BusError as error:
@@ -127,6 +127,14 @@ async def _held(fleet: Fleet) -> dict[str, Any]:
         held[name] = await _in_flight(fleet, port)
     held["routers"] = await _jobs_of_routers(fleet)
     return held
+
+
+async def _unready(fleet: Fleet, port: int) -> str:
+    try:
+        async with fleet.http.get(f"http://{HOST}:{port}/readyz", timeout=aiohttp.ClientTimeout(total=2)) as answer:
+            return "" if answer.status == 200 else await answer.text()
+    except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        return repr(error)
 
 
 async def _in_flight(fleet: Fleet, port: int) -> Any:

@@ -46,7 +46,12 @@ class Script(NamedTuple):
 
     @property
     def prompt(self) -> str:
-        return f"Tell me about pass {self.n} of the Andes. [[tokens={self.tokens}]]"
+        return prompt(self.n, self.tokens)
+
+
+def prompt(n: int, tokens: int) -> str:
+    """Another one for every script, so that no answer can pass for another's."""
+    return f"Tell me about pass {n} of the Andes. [[tokens={tokens}]]"
 
 
 def script(seed: int, n: int, *, deadline_s: float) -> Script:

@@ -5,8 +5,8 @@ were asked for; bytes of a stream are kept as they came (latin-1, so that JSON h
 
 | what     | from    | fields                                                                                             |
 |----------|---------|----------------------------------------------------------------------------------------------------|
-| script   | client  | n, mode, model, kind, tokens, deadline_s, key                                                       |
-| call     | client  | n, op, gateway, sent, status (0: no answer), error, code, retry_after, job, view, key, other_body   |
+| script   | client  | n, mode, model, chat, tokens, deadline_s, key                                                       |
+| call     | client  | n, op, gateway, sent, status (0: no answer), error, code, retry_after, job, view, key, other_body, known |
 | opened   | client  | s, n, job, gateway, dialect (jobs, chat), purpose (live, replay), after, life                       |
 | bytes    | client  | s, data                                                                                             |
 | closed   | client  | s, how (cut: by the client; eof; broken), error                                                     |
@@ -20,6 +20,7 @@ were asked for; bytes of a stream are kept as they came (latin-1, so that JSON h
 | expected | harness | job, text: what an undisturbed node answers                                                         |
 | quiet    | harness | place, held: slots, runs or jobs that are still held after all work has ended                       |
 | logged   | harness | process, job, epoch, state: a `job.ended` in a service's log                                        |
+| complained | harness | process, event, text: what a service logged as an error; for whoever reads on                     |
 """
 
 import json

@@ -11,7 +11,7 @@ import aiohttp
 
 from tests.faults import plan
 from tests.faults.breaking import Breaker, come_to_rest, note_logs, watch_readiness
-from tests.faults.clients import FINAL, NAMES, Client
+from tests.faults.clients import Client
 from tests.faults.fleet import Fleet, running_fleet
 from tests.faults.plan import Script, Strike
 from tests.faults.records import Book
@@ -121,8 +121,7 @@ async def _audit(fleet: Fleet, book: Book) -> None:
 
 
 async def _expect(fleet: Fleet, book: Book, job: str, n: int, script: dict[str, Any]) -> None:
-    prompt = Script._make([n, *(None,) * 3, script["tokens"], *(None,) * (len(Script._fields) - 5)]).prompt
-    chat = script["chat"]
+    prompt, chat = plan.prompt(n, script["tokens"]), script["chat"]
     body = {"model": script["model"], "stream": False}
     body |= {"messages": [{"role": "user", "content": prompt}]} if chat else {"prompt": prompt}
     url = f"{fleet.oracle}/api/{'chat' if chat else 'generate'}"
@@ -142,6 +141,3 @@ async def _list(fleet: Fleet, book: Book, headers: dict[str, str]) -> None:
         cursor = page["cursor"]
         if not cursor or not page["jobs"]:
             return
-
-
-__all__ = ["FINAL", "NAMES", "Wanted", "fault_run"]
