@@ -22,10 +22,11 @@ def binary() -> str:
 
 
 class NatsServer:
-    """One process; `kill` and `start` again keep port and store."""
+    """One process; `kill` and `start` again keep port and store. `config`: lines of a configuration file, such as users."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, config: str = "") -> None:
         self.folder = folder
+        self.config = config
         self.port = 0
         self._process: asyncio.subprocess.Process | None = None
 
@@ -37,10 +38,12 @@ class NatsServer:
         ports = self.folder / "ports"
         shutil.rmtree(ports, ignore_errors=True)
         ports.mkdir(parents=True)
+        configured = ["-c", str(self.folder / "nats.conf")] if self.config else []
+        (self.folder / "nats.conf").write_text(self.config)
         # -1: the server picks a port and writes it into the ports file, so that parallel tests never race for one.
         self._process = await asyncio.create_subprocess_exec(
             binary(), "-a", "127.0.0.1", "-p", str(self.port or -1), "-js", "-sd", str(self.folder / "store"),
-            "--ports_file_dir", str(ports), "-l", str(self.folder / "nats.log"),
+            "--ports_file_dir", str(ports), "-l", str(self.folder / "nats.log"), *configured,
         )  # fmt: skip
         async with asyncio.timeout(10):
             while not (found := list(ports.glob("*.ports"))) or not found[0].read_text().strip():
@@ -52,6 +55,12 @@ class NatsServer:
 
     async def stop(self) -> None:
         await self._end(signal.SIGTERM)
+
+    def reload(self, config: str) -> None:
+        assert self._process
+        self.config = config
+        (self.folder / "nats.conf").write_text(config)
+        self._process.send_signal(signal.SIGHUP)
 
     def freeze(self) -> None:
         assert self._process
@@ -71,8 +80,8 @@ class NatsServer:
 
 
 @contextlib.asynccontextmanager
-async def nats_server(folder: Path, *, provision: bool = True) -> AsyncIterator[NatsServer]:
-    server = NatsServer(folder)
+async def nats_server(folder: Path, *, provision: bool = True, config: str = "") -> AsyncIterator[NatsServer]:
+    server = NatsServer(folder, config)
     await server.start()
     try:
         if provision:
@@ -85,9 +94,9 @@ async def nats_server(folder: Path, *, provision: bool = True) -> AsyncIterator[
 
 
 @contextlib.asynccontextmanager
-async def connected(server: NatsServer, user: str = "") -> AsyncIterator[Bus]:
+async def connected(server: NatsServer, user: str = "", password: str = "") -> AsyncIterator[Bus]:
     bus = Bus(user)
-    await bus.open([server.url])
+    await bus.open([server.url], password=password)
     try:
         yield bus
     finally:

@@ -23,6 +23,7 @@ from nats.aio.msg import Msg
 
 from libs.common.bus.failures import (
     NO_MESSAGE,
+    TOO_LARGE,
     Away,
     BusError,
     NoResponders,
@@ -30,6 +31,7 @@ from libs.common.bus.failures import (
     Unconfirmed,
     refusal,
 )
+from libs.common.logs import without_password
 
 log = structlog.get_logger()
 
@@ -37,6 +39,8 @@ REQUEST_TIMEOUT_S = 2.0
 WRITE_TIMEOUT_S = 5.0  # leader elections took 1.7 to 4.7 s after a kill -9 (nats-jetstream.md P7)
 MAX_HANDLERS = 2000  # requests served at once per subject; more are dropped, the asker asks again
 FIRST_CONNECT_S = 30.0
+REFUSED_ATTEMPTS = 10  # in a row; a cluster's servers may reload their users one after the other
+SAY_AGAIN_S = 10.0  # nats-py tells the same error with every attempt to reconnect, four times a second
 
 Headers = dict[str, str]
 
@@ -115,6 +119,8 @@ class Bus:
         self._client = Client()
         self._on_reconnect: list[Callable[[], None]] = []
         self._handlers: set[asyncio.Task[None]] = set()
+        self._refused = 0  # attempts to connect that ended with "authorization violation", since the last connect
+        self._said = ("", 0.0)  # the last error, and when it was logged
         self._watchdog: asyncio.Task[None] | None = None
 
     @property
@@ -147,10 +153,11 @@ class Bus:
         except (nats.errors.Error, OSError, TimeoutError) as error:
             with suppress(Exception):
                 await self._client.close()
-            why = str(error) or type(error).__name__
-            raise Away(f"cannot reach NATS at {', '.join(servers)} as user {self.user or '(none)'}: {why}") from error
-        self.connections, self.connected_at = 1, time.monotonic()
-        self._watchdog = asyncio.create_task(self._watch_reader(), name="bus.watchdog")
+            why = str(error) or self._said[0] or f"no answer in {FIRST_CONNECT_S} s"
+            where = without_password(", ".join(servers))
+            raise Away(f"cannot reach NATS at {where} as user {self.user or '(none)'}: {why}") from error
+        self.connections, self.connected_at, self._refused = 1, time.monotonic(), 0
+        self._watchdog = asyncio.create_task(self._watch_tasks(), name="bus.watchdog")
 
     async def _first_question(self) -> None:
         """Makes nats-py set up its reply inbox now: two first requests at once would each make one."""
@@ -180,12 +187,13 @@ class Bus:
     # -- core NATS ---------------------------------------------------------------------------------------------------
 
     async def publish(self, subject: str, payload: bytes = b"", *, reply: str = "") -> None:
-        """Fire and forget. What is published while NATS is away may be delivered late, or never."""
+        """Fire and forget. What is published while NATS is away may be delivered late, or never. Raises Refused if too large."""
+        self._check_size(subject, payload, None)
         with suppress(nats.errors.OutboundBufferLimitError, nats.errors.ConnectionClosedError):
             await self._client.publish(subject, payload, reply=reply)
 
     async def request(self, subject: str, payload: bytes = b"", *, timeout: float = REQUEST_TIMEOUT_S) -> bytes:
-        """The answer's bytes. Raises NoResponders (at once), or Away."""
+        """The answer's bytes. Raises NoResponders (at once), Away, or Refused when the server would not take it."""
         return (await self._ask(subject, payload, timeout)).data
 
     async def ask_all(self, subject: str, payload: bytes, *, within: float, limit: int = 64) -> list[bytes]:
@@ -212,24 +220,29 @@ class Bus:
                     await enough.wait()
         finally:
             await subscription.stop()
-        return answers
+        return answers[:limit]  # several may come in one read
 
     async def subscribe(
         self, subject: str, receive: Callable[[Message], Awaitable[None] | None], *, queue: str = ""
     ) -> Subscription:
-        """`receive` is called for each message in order; it must not wait for anything slow."""
+        """`receive` is called for each message in order; it must not wait for anything slow. Raises Away when closed for good."""
 
         async def callback(msg: Msg) -> None:
             waiting = receive(Message(msg.subject, msg.data, dict(msg.headers or {}), msg.reply))
             if waiting is not None:
                 await waiting
 
-        return Subscription(await self._client.subscribe(subject, queue=queue, cb=callback))
+        try:
+            return Subscription(await self._client.subscribe(subject, queue=queue, cb=callback))
+        except nats.errors.ConnectionClosedError as error:
+            raise Away("the connection to NATS is closed") from error
 
     async def serve(
         self, subject: str, answer: Callable[[Message], Awaitable[bytes | None]], *, queue: str = ""
     ) -> Subscription:
         """Answer requests, each in a task of its own; None answers nothing. P12: the reply is a plain publish."""
+
+        running: set[asyncio.Task[None]] = set()
 
         async def handle(message: Message) -> None:
             try:
@@ -242,12 +255,13 @@ class Bus:
                 log.exception("bus.handler_failed", subject=message.subject)
 
         def receive(message: Message) -> None:
-            if len(self._handlers) >= MAX_HANDLERS:
-                log.warning("bus.request_dropped", subject=message.subject, handlers=len(self._handlers))
+            if len(running) >= MAX_HANDLERS:
+                log.warning("bus.request_dropped", subject=message.subject, handlers=len(running))
                 return
             task = asyncio.create_task(handle(message))
-            self._handlers.add(task)
-            task.add_done_callback(self._handlers.discard)
+            for tasks in (running, self._handlers):
+                tasks.add(task)
+                task.add_done_callback(tasks.discard)
 
         return await self.subscribe(subject, receive, queue=queue)
 
@@ -264,7 +278,7 @@ class Bus:
         if not self.connected:
             raise Away("not connected to NATS")  # P7: what is buffered now would land after the caller gave up
         try:
-            msg = await self._asked(subject, payload, timeout, headers=dict(headers or {}))
+            msg = await self._asked(subject, payload, timeout, headers=headers)
         except nats.errors.NoRespondersError as error:
             raise NoResponders(f"no stream answers on {subject}") from error
         except (nats.errors.Error, TimeoutError) as error:
@@ -297,6 +311,8 @@ class Bus:
         self, stream: str, subjects: list[str], *, timeout: float = REQUEST_TIMEOUT_S
     ) -> list[Stored]:
         """The newest message on each subject, by one direct get (ADR-31): cheap, from any replica, so perhaps stale."""
+        if not subjects:
+            return []
         return await self._direct(stream, {"multi_last": subjects}, timeout)
 
     async def from_sequence(
@@ -306,6 +322,8 @@ class Bus:
         return await self._direct(stream, {"next_by_subj": subject, "seq": sequence, "batch": batch}, timeout)
 
     async def _direct(self, stream: str, body: dict[str, Any], timeout: float) -> list[Stored]:
+        if not self.connected:
+            raise Away("not connected to NATS")
         found: list[Stored] = []
         ended: asyncio.Future[BusError | None] = asyncio.get_running_loop().create_future()
 
@@ -362,39 +380,82 @@ class Bus:
     async def _asked(self, subject: str, payload: bytes, timeout: float, headers: Headers | None = None) -> Msg:
         """nats-py waits with asyncio.wait_for, which before Python 3.12 swallows a cancellation that meets the answer: an
         endless task would never end, and whoever waits for its end neither."""
+        self._check_size(subject, payload, headers)
         task = asyncio.current_task()
         before = task.cancelling() if task else 0
-        msg = await self._client.request(subject, payload, timeout=timeout, headers=headers)
+        try:  # P12: a copy of the headers
+            msg = await self._client.request(
+                subject, payload, timeout=timeout, headers=dict(headers) if headers else None
+            )
+        except (nats.errors.BadSubjectError, nats.errors.BadHeaderError) as error:
+            raise Refused(0, f"{subject!r}: {error}") from error
         if task and task.cancelling() > before:
             raise asyncio.CancelledError
         return msg
 
+    def _check_size(self, subject: str, payload: bytes, headers: Headers | None) -> None:
+        """P8: a message over the server's limit closes the connection for good; nats-py forgets to count the headers."""
+        size = len(payload)
+        if headers:
+            size += 12 + sum(len(key.encode()) + len(value.encode()) + 4 for key, value in headers.items())
+        if size > self._client.max_payload:
+            limit = self._client.max_payload
+            raise Refused(TOO_LARGE, f"a message of {size} bytes for {subject} is over the server's limit of {limit}")
+
     # -- health ------------------------------------------------------------------------------------------------------
 
-    async def _watch_reader(self) -> None:
-        """P1, P2: an exception in nats-py's read loop ends it silently; the connection then looks alive and hears nothing."""
+    async def _watch_tasks(self) -> None:
+        """P1, P2: an exception in nats-py's read loop ends it silently; the connection then looks alive and hears nothing.
+        The same in its flusher: nothing is sent. In its reconnecting: nobody tries again, so this connection is lost."""
         while True:
             await asyncio.sleep(1)
-            reader = self._client._reading_task
-            if self._client.is_connected and reader is not None and reader.done():
-                log.error("bus.reader_dead", action="reconnecting")
-                await self._client.force_reconnect()
+            client = self._client
+            if client.is_closed:
+                continue
+            if client.is_connected:
+                if _ended(client._reading_task) or _ended(client._flusher_task):
+                    log.error("bus.reader_dead", action="reconnecting")
+                    await client.force_reconnect()
+            elif _ended(client._reconnection_task):
+                log.error("bus.reconnecting_dead", action="giving up")
+                self.lost.set()
 
     async def _on_error(self, error: Exception) -> None:
-        log.warning("bus.error", error=str(error) or type(error).__name__)
+        text = without_password(str(error)) or type(error).__name__
+        before, at = self._said
+        if text != before or time.monotonic() - at >= SAY_AGAIN_S:
+            self._said = (text, time.monotonic())
+            log.warning("bus.error", error=text)
+        if self._client.is_connected:
+            return
+        if transport := self._client._transport:
+            transport.close()  # type: ignore[no-untyped-call]  # nats-py leaves the socket of every failed attempt open
+        if "authorization violation" in text.lower():
+            self._refused += 1
+            if self._refused == REFUSED_ATTEMPTS and self.connections:
+                log.error("bus.user_refused", user=self.user, action="giving up")
+                self.lost.set()
 
     async def _on_disconnected(self) -> None:
         log.warning("bus.disconnected")
 
     async def _on_reconnected(self) -> None:
         self.connections += 1
+        self._refused = 0
         self.connected_at = time.monotonic()
         log.info("bus.reconnected", connections=self.connections)
         for callback in self._on_reconnect:
-            callback()
+            try:
+                callback()
+            except Exception:  # it would end nats-py's reconnecting, and keep the others from being told
+                log.exception("bus.callback_failed")
 
     async def _on_closed(self) -> None:
         self.lost.set()
+
+
+def _ended(task: asyncio.Task[Any] | None) -> bool:
+    return task is not None and task.done()
 
 
 def parse_time_ms(text: str) -> int:

@@ -5,8 +5,8 @@ BusError
 │ └ Unconfirmed   a write was sent and no ack came: it may have been stored; read back before trying again
 ├ NoResponders    nobody listens on that subject (NATS says so at once)
 ├ Conflict        the compare-and-set named another sequence than the stream has
-├ Full            the stream is at its limit
-└ Refused         JetStream said no, with its code
+├ Full            the stream is at its limit, or the server's storage
+└ Refused         JetStream said no, with its code; or the server would (too large, not a subject): nothing was sent
 """
 
 
@@ -42,9 +42,11 @@ class Refused(BusError):
 
 # nats-server's error codes (server/errors.json): both mean "wrong last sequence".
 WRONG_SEQUENCE = frozenset({10071, 10164})
-FULL = frozenset({10077})
+# The stream's own limit; insufficient resources, the account's limit, insufficient storage: there may be room later.
+FULL = frozenset({10077, 10023, 10002, 10047})
 NO_MESSAGE = 10037
 STREAM_NOT_FOUND = 10059
+TOO_LARGE = 10054
 
 
 def refusal(code: int, description: str) -> BusError:

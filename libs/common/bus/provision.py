@@ -4,9 +4,10 @@ from typing import Any
 
 from libs.common.bus.connection import Bus
 from libs.common.bus.failures import STREAM_NOT_FOUND, Refused
-from libs.common.contracts.streams import GIB, STREAMS, Stream, differences
+from libs.common.contracts.streams import GIB, MIB, STREAMS, Stream, differences
 
 MAX_JOBS_BYTES = 50 * GIB  # DESIGN §3; less on a small disk
+MIN_JOBS_BYTES = 16 * MIB  # 0 would mean "without limit" to the server
 SHARE_OF_DISK = 4
 
 
@@ -15,7 +16,8 @@ async def create_missing(bus: Bus, *, replicas: int = 1, free_disk: int | None =
 
     `free_disk`: bytes free where the server stores, when the caller knows; else 16 GiB are assumed.
     """
-    limit = min(MAX_JOBS_BYTES, (free_disk if free_disk is not None else 16 * GIB) // SHARE_OF_DISK)
+    share = (free_disk if free_disk is not None else 16 * GIB) // SHARE_OF_DISK
+    limit = max(MIN_JOBS_BYTES, min(MAX_JOBS_BYTES, share))
     created = []
     for stream in STREAMS:
         if await _config(bus, stream) is None:
