@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from libs.common.contracts.faults import Code, Fault
 from libs.common.states import JobState
+from services.worker.patience import Stage
 
 
 class Finished(NamedTuple):
@@ -50,7 +51,14 @@ class Unfit(NamedTuple):
     text: str
 
 
-Ending: TypeAlias = Finished | Rejected | Broke | Stopped | Unfit
+class Silent(NamedTuple):
+    """The node said nothing for so long, at that stage, that it counts as stuck."""
+
+    stage: Stage
+    seconds: float
+
+
+Ending: TypeAlias = Finished | Rejected | Broke | Stopped | Unfit | Silent
 
 
 class Finish(NamedTuple):
@@ -73,6 +81,12 @@ class Drop(NamedTuple):
 
 Outcome: TypeAlias = Finish | GiveBack | Drop
 
+_SILENT = {
+    Stage.LOAD: "the node did not bring the model into memory",
+    Stage.RENDER: "the node did not say how it renders the prompt",
+    Stage.FIRST: "the node fell silent before the first token",
+    Stage.ANSWER: "the node fell silent in the middle of the answer",
+}
 _CONTEXT = (
     "exceed_context_size",
     "exceeds the available context",
@@ -108,6 +122,8 @@ def classify(ending: Ending) -> Outcome:
             return Finish(JobState.FAILED, Fault(code=Code.INTERRUPTED, message=message))
         case Broke(text):
             return GiveBack(Fault(code=Code.NODE_FAILED, message=text))
+        case Silent(stage, seconds):
+            return GiveBack(Fault(code=Code.NODE_FAILED, message=f"{_SILENT[stage]} ({seconds:.3g} s)"))
 
 
 def _stopped(reason: StopReason, text: str) -> Outcome:

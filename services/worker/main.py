@@ -15,8 +15,10 @@ from libs.common.ids import new_boot_id
 from libs.common.journal import Journal
 from libs.common.runtime import Running, Service, StartFailed
 from services.worker import metrics
+from services.worker.canary import Canary
 from services.worker.clock import ServerClock
 from services.worker.endings import StopReason
+from services.worker.health import Health
 from services.worker.memory import Memory
 from services.worker.ollama import Ollama
 from services.worker.presence import CUT_OFF_S, Inventory, Presence
@@ -35,10 +37,15 @@ async def start(settings: WorkerSettings, bus: Bus) -> AsyncIterator[Running]:
     boot = new_boot_id()
     ollama = Ollama(settings.node_url, connections=settings.slots)
     clock = ServerClock()
-    node = Node(settings.node, boot, bus, Journal(bus), ollama, clock, Memory())
+    health = Health()
+    inventory = Inventory(ollama, health)
+    health.on_change = inventory.changed.set
+    node = Node(
+        settings.node, boot, bus, Journal(bus), ollama, clock, Memory(), health, inventory.in_memory, settings.patience
+    )
     runs = Runs(node, settings.slots)
-    inventory = Inventory(ollama)
-    presence = Presence(bus, clock, inventory, runs, node=settings.node, boot=boot)
+    presence = Presence(bus, clock, inventory, health, runs, node=settings.node, boot=boot)
+    canary = Canary(ollama, inventory, health, patience=settings.patience)
     metrics.slots.set(settings.slots)
     try:
         problem = await presence.refuse_company()
@@ -74,6 +81,7 @@ async def start(settings: WorkerSettings, bus: Bus) -> AsyncIterator[Running]:
             tasks={
                 "inventory": inventory.watch(),
                 "presence": presence.keep_saying(),
+                "canary": canary.watch(),
                 "namesakes": _stop_when_replaced(presence),
                 "cut_off": _stop_runs_when_cut_off(presence, runs),
             },

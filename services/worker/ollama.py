@@ -26,8 +26,7 @@ from services.worker.translate import PATHS, error_text, events_of_embedding
 T = TypeVar("T")
 
 CONNECT_S = 5.0
-INVENTORY_S = 15.0  # /api/ps was measured to stall 10 s behind a wedged engine; slow means suspect, not dead (§3.6)
-LOAD_S = 600.0  # a cold model has to be loaded before its template can be used
+INVENTORY_S = 25.0  # /api/ps was measured to stall 20 s behind a wedged engine; slow means suspect, not dead (§3.4)
 ERROR_BODY_S = 5.0
 END_OF_BODY_S = 1.0
 MAX_ERROR_BODY = 64 * 1024
@@ -136,20 +135,21 @@ class Ollama:
         return answer.template or ""
 
     async def rendered(self, path: str, body: bytes) -> str:
-        """The prompt that this request would become; loads the model if need be, waits for no slot (§1.13). Raises NodeAway."""
+        """The prompt that this request would become; loads the model if need be, waits for no slot (§1.13). Raises NodeAway.
+
+        Without a limit, because a load takes minutes: the run's patience is the limit.
+        """
         asked = msgspec.json.decode(body) | {"_debug_render_only": True, "stream": False}
-        answer = await self._ask("POST", path, _Rendered, msgspec.json.encode(asked), within=LOAD_S)
+        answer = await self._ask("POST", path, _Rendered, msgspec.json.encode(asked), limited=False)
         return answer.debug_info.rendered_template
 
     async def _models(self, path: str) -> "tuple[_Model, ...]":
         return (await self._ask("GET", path, _Models)).models or ()
 
-    async def _ask(
-        self, method: str, path: str, shape: type[T], body: bytes | None = None, within: float | None = None
-    ) -> T:
+    async def _ask(self, method: str, path: str, shape: type[T], body: bytes | None = None, limited: bool = True) -> T:
         """Raises NodeAway."""
         try:
-            async with asyncio.timeout(within or INVENTORY_S):
+            async with asyncio.timeout(INVENTORY_S if limited else None):
                 response = await self._http.request(method, path, content=body, headers=_JSON)
             if response.status_code != 200:
                 raise NodeAway(f"{path} answered {response.status_code}")

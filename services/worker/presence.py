@@ -14,10 +14,19 @@ from libs.common.bus.failures import Away, BusError, NoResponders, Refused
 from libs.common.contracts import subjects
 from libs.common.contracts.codec import Malformed, encode
 from libs.common.contracts.control import decode_pong
-from libs.common.contracts.nodes import BEAT_S, RECORD_TTL_S, DiskModel, Heartbeat, LoadedModel, decode_heartbeat
+from libs.common.contracts.nodes import (
+    BEAT_S,
+    RECORD_TTL_S,
+    DiskModel,
+    Heartbeat,
+    LoadedModel,
+    canonical_model,
+    decode_heartbeat,
+)
 from libs.common.contracts.streams import NODES, key_subject
 from services.worker import metrics
 from services.worker.clock import ServerClock
+from services.worker.health import Health
 from services.worker.ollama import NodeAway, Ollama
 from services.worker.runs import Runs
 
@@ -31,13 +40,14 @@ CUT_OFF_S = 30.0  # without NATS for so long: the generations stop (DESIGN §3)
 class Inventory:
     """What the node's Ollama says of itself, asked in the background; a slow answer never delays a heartbeat."""
 
-    def __init__(self, ollama: Ollama) -> None:
+    def __init__(self, ollama: Ollama, health: Health | None = None) -> None:
         self.version = ""
         self.models: tuple[DiskModel, ...] = ()
         self.loaded: tuple[LoadedModel, ...] = ()
         self.problem = "not asked yet"
         self.changed = asyncio.Event()
         self._ollama = ollama
+        self._health = health or Health()
         self._tags_at = -TAGS_EVERY_S
         self._capabilities: dict[tuple[str, str], tuple[str, ...]] = {}
 
@@ -55,8 +65,25 @@ class Inventory:
                 self.changed.set()
                 if before[0] != self.problem:
                     log.warning("node.problem", problem=self.problem) if self.problem else log.info("node.reachable")
+                    if not self.problem:
+                        self._health.came_back(time.monotonic())
             metrics.node_reachable.set(0 if self.problem else 1)
             await asyncio.sleep(0.5 if self.problem else BEAT_S / 2)
+
+    def in_memory(self, model: str) -> bool | None:
+        """By its name, or that of a twin of the same manifest (ollama-facts.md §3.6); None while the node does not say."""
+        if self.problem:
+            return None
+        name = canonical_model(model)
+        digests = {each.digest for each in self.models if each.digest and canonical_model(each.name) == name}
+        return any(canonical_model(each.name) == name or each.digest in digests for each in self.loaded)
+
+    def context_of(self, model: str) -> int:
+        return next((each.context_length for each in self.loaded if canonical_model(each.name) == model), 0)
+
+    def only_embeds(self, model: str) -> bool:
+        kinds = next((each.capabilities for each in self.models if canonical_model(each.name) == model), ())
+        return "embedding" in kinds and "completion" not in kinds
 
     async def _ask(self) -> None:
         if time.monotonic() - self._tags_at >= TAGS_EVERY_S:
@@ -66,6 +93,7 @@ class Inventory:
             self._capabilities = {key: found for key, found in self._capabilities.items() if key in present}
             self._tags_at = time.monotonic()
         self.loaded = await self._ollama.loaded_models()
+        self._health.listed({canonical_model(model.name) for model in self.loaded})
 
     async def _with_capabilities(self, model: DiskModel) -> DiskModel:
         """Older Ollamas leave them out of /api/tags; /api/show has them, asked once per model and digest."""
@@ -79,12 +107,15 @@ class Inventory:
 
 
 class Presence:
-    def __init__(self, bus: Bus, clock: ServerClock, inventory: Inventory, runs: Runs, *, node: str, boot: str) -> None:
+    def __init__(
+        self, bus: Bus, clock: ServerClock, inventory: Inventory, health: Health, runs: Runs, *, node: str, boot: str
+    ) -> None:
         self.replaced = asyncio.Event()
         self._bus = bus
         self._clock = clock
         self._bucket = Bucket(bus, NODES)
         self._inventory = inventory
+        self._health = health
         self._runs = runs
         self._node = node
         self._boot = boot
@@ -134,8 +165,10 @@ class Presence:
             models=self._inventory.models,
             loaded=self._inventory.loaded,
             draining=self._runs.draining,
-            reachable=not self._inventory.problem,
-            problem=self._inventory.problem,
+            reachable=not self._inventory.problem and self._health.usable,
+            problem=self._inventory.problem or self._health.problem,
+            suspect_models=self._health.suspect_models,
+            cold_stuck=self._health.cold_stuck,
             ollama_version=self._inventory.version,
             arriero_version=version("arriero"),
         )
@@ -165,7 +198,8 @@ class Presence:
         """For /readyz."""
         if self.cut_off_for() > 3 * BEAT_S:
             return f"no heartbeat acked for {self.cut_off_for():.0f} s"
-        return f"the node's Ollama: {self._inventory.problem}" if self._inventory.problem else None
+        problem = self._inventory.problem or ("" if self._health.usable else self._health.problem)
+        return f"the node's Ollama: {problem}" if problem else None
 
 
 async def _any(*events: asyncio.Event, timeout: float) -> None:

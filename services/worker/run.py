@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,12 +13,12 @@ import structlog
 from libs.common.bus.connection import Bus
 from libs.common.bus.failures import BusError
 from libs.common.contracts import subjects
-from libs.common.contracts.codec import Malformed, encode
+from libs.common.contracts.codec import NO_JSON, Malformed, encode
 from libs.common.contracts.control import Free, Run, RunAnswer, RunStatus
 from libs.common.contracts.events import End, Event, line
 from libs.common.contracts.faults import Code, Fault
 from libs.common.contracts.jobs import MAX_RUN_S, Binding, Completion, Hint, Submission
-from libs.common.contracts.nodes import Phase, Running
+from libs.common.contracts.nodes import Phase, Running, canonical_model
 from libs.common.contracts.requests import Kind, Request, decode_request
 from libs.common.contracts.subjects import JobKey, OutKey
 from libs.common.ids import new_op_id
@@ -26,10 +27,23 @@ from services.worker import metrics
 from services.worker.clock import ServerClock
 from services.worker.continuation import Continuation, continue_from
 from services.worker.continuing import Carried, Joint, read_carried
-from services.worker.endings import Broke, Drop, Ending, Finish, Finished, GiveBack, Stopped, StopReason, classify
+from services.worker.endings import (
+    Broke,
+    Drop,
+    Ending,
+    Finish,
+    Finished,
+    GiveBack,
+    Silent,
+    Stopped,
+    StopReason,
+    classify,
+)
+from services.worker.health import Health
 from services.worker.memory import Memory
 from services.worker.ollama import Ollama
 from services.worker.output import Output
+from services.worker.patience import Expected, Patience
 from services.worker.tokenlog import TokenLog
 from services.worker.translate import ollama_request, timings_of, usage_of
 
@@ -39,11 +53,14 @@ log = structlog.get_logger()
 LET_GO_DECODING_S = 0.04  # it stops at the next token, 10 to 35 ms
 LET_GO_WAITING_S = 1.1  # in prefill it looks for a closed peer once a second; a load is aborted within 250 ms
 CLOSE_S = 2.0  # closing a connection waits for nobody; this is for when it does
-SILENT_S = 600.0  # a wedged engine falls silent for ever (§3.4); a long tool call is silent too, for minutes (§1.3)
+LOOK_S = 0.5  # how often it is looked whether the node has been silent for too long
+OVERSLEPT_S = 1.0  # woken so much later, this process was stopped itself
+RUNNER_OPTIONS = ("num_ctx", "num_batch", "num_gpu", "main_gpu", "use_mmap", "num_thread")  # others load it anew (§3.5)
 MAX_LOG = 64 * 1024 * 1024
 KEEP_SEGMENTS_S = 7.0  # longer than the election of a leader (nats-jetstream.md P7)
 DONE_RETRY_S = 1.0
 LOOK_AGAIN_S = 0.25
+MIN_LOOK_S = 0.02
 
 
 @dataclass(frozen=True)
@@ -57,9 +74,12 @@ class Node:
     ollama: Ollama
     clock: ServerClock
     memory: Memory
+    health: Health
+    in_memory: Callable[[str], bool | None]  # is this model? None when the node does not say
+    patience: float = 1.0  # times all limits on silence
 
 
-@dataclass
+@dataclass(eq=False)
 class RunTask:
     """`execute` runs once; `stop` may be said at any time, the first reason stays, except that a fence outranks all.
 
@@ -75,6 +95,7 @@ class RunTask:
     _fenced: bool = False
     _hurry: asyncio.Event = field(default_factory=asyncio.Event)
     _first_output_ms: int | None = None
+    _writing: bool = False  # what the node said is on its way out: that is not its silence
 
     def __post_init__(self) -> None:
         self._stop = asyncio.get_running_loop().create_future()
@@ -169,31 +190,55 @@ class RunTask:
         if time.monotonic() >= self._ends_at:
             return Stopped(StopReason.DEADLINE)
         self.phase = Phase.WAITING
-        consuming = asyncio.create_task(self._consume(binding.job.kind, request, carried, out))
+        expected = Expected(
+            prompt_tokens=binding.job.prompt_tokens + (carried.tokens if carried else 0),
+            quiet=bool(request.tools) or request.format != NO_JSON,
+            renders=carried is not None,
+        )
+        patience = Patience(expected, since=time.monotonic(), scale=self.node.patience)
+        health, model = self.node.health, canonical_model(self.model)
+        health.began(self, model, expected.prompt_tokens)
+        consuming = asyncio.create_task(self._consume(binding.job.kind, request, carried, out, patience))
         try:
-            return await self._until_cut(consuming, self._stop) or _ending_of(consuming)
+            ending = await self._until_cut(consuming, self._stop, patience)
+            if isinstance(ending, Silent):
+                options = {name: value for name, value in (request.options or {}).items() if name in RUNNER_OPTIONS}
+                if self.order.num_ctx is not None:
+                    options["num_ctx"] = self.order.num_ctx
+                # Before the slot is free, so that nothing new comes here.
+                health.gave_up(model, ending.stage, options, time.monotonic())
+            if ending is not None:
+                await self._close(consuming)
+            return ending or _ending_of(consuming)
         finally:
+            health.ended(self)
             consuming.cancel()  # when this itself is cancelled
 
-    async def _until_cut(self, consuming: asyncio.Task[Ending], stop: asyncio.Future[Stopped]) -> Ending | None:
-        """None when it ended by itself; else it is ended here, and the slot free when this returns."""
-        cut: Ending
+    async def _until_cut(
+        self, consuming: asyncio.Task[Ending], stop: asyncio.Future[Stopped], patience: Patience
+    ) -> Ending | None:
+        """None when it ended by itself; else the reason to end it."""
+        waits: list[asyncio.Future[Any]] = [consuming, stop]
         while True:
-            seen = len(self.tokens)
-            left = max(0.0, self._ends_at - time.monotonic())
-            waits: list[asyncio.Future[Any]] = [consuming, stop]
-            await asyncio.wait(waits, timeout=min(left, SILENT_S), return_when=asyncio.FIRST_COMPLETED)
+            now = time.monotonic()
+            patience.look(now, in_memory=self.node.in_memory(self.model))
+            others = self.node.health.others(self)
+            left = patience.left(now, others)
+            if now >= self._ends_at:
+                return Stopped(StopReason.DEADLINE)
+            if left <= 0 and not self._writing:
+                return Silent(patience.stage, patience.limit(others))
+            timeout = min(self._ends_at - now, max(left, MIN_LOOK_S), LOOK_S)
+            await asyncio.wait(waits, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
             if consuming.done():
                 return None
             if stop.done():
-                cut = stop.result()
-                break
-            if time.monotonic() >= self._ends_at:
-                cut = Stopped(StopReason.DEADLINE)
-                break
-            if self.phase is Phase.DECODING and len(self.tokens) == seen:
-                cut = Broke("the node fell silent in the middle of the answer")
-                break
+                return stop.result()
+            if (overslept := time.monotonic() - now - timeout) > OVERSLEPT_S:
+                patience.forgive(overslept)
+
+    async def _close(self, consuming: asyncio.Task[Ending]) -> None:
+        """The slot is free when this returns."""
         consuming.cancel()  # closes the connection: Ollama's only way to be told
         hold = LET_GO_DECODING_S if self.phase is Phase.DECODING else LET_GO_WAITING_S
         self.phase = Phase.STOPPING
@@ -201,15 +246,17 @@ class RunTask:
         await asyncio.sleep(hold)
         if consuming.done() and not consuming.cancelled() and (error := consuming.exception()) is not None:
             log.warning("run.closed_badly", job_id=self.key.job, error=repr(error))
-        return cut
 
-    async def _consume(self, kind: Kind, request: Request, carried: Carried | None, out: Output) -> Ending:
+    async def _consume(
+        self, kind: Kind, request: Request, carried: Carried | None, out: Output, patience: Patience
+    ) -> Ending:
         joint: Joint | None = None
         if carried is not None:
             found = await continue_from(self.node.ollama, kind, request, carried)
             if not isinstance(found, Continuation):
                 return found
             kind, request, joint = found
+            patience.rendered(time.monotonic())
         path, payload = ollama_request(kind, request, keep_alive=self.order.keep_alive, num_ctx=self.order.num_ctx)
         ending: Ending = Broke("the node's stream ended without a word")
         async with contextlib.aclosing(self.node.ollama.stream(path, payload)) as stream:
@@ -217,12 +264,16 @@ class RunTask:
                 if not isinstance(item, list):
                     ending = item
                     continue
+                self._writing = True
+                self.node.health.heard(self, was_cold=patience.was_cold)
                 if self._first_output_ms is None:
                     self._first_output_ms = self.node.clock.now_ms()
                     self.phase = Phase.DECODING
                 for event in joint.join(item) if joint else item:
                     self.tokens.append(event)
                 await out.flush()
+                self._writing = False
+                patience.heard(time.monotonic())
                 if len(self.tokens) > MAX_LOG:
                     return Stopped(StopReason.TOO_LARGE, f"the answer is larger than {MAX_LOG >> 20} MiB")
         if joint and isinstance(ending, Finished):

@@ -28,6 +28,12 @@ class WorkerSettings(ServiceSettings):
         description="concurrent generations on the node; no more than its OLLAMA_NUM_PARALLEL",
         json_schema_extra={"flag": True},
     )
+    patience: float = Field(
+        1.0,
+        gt=0,
+        le=100,
+        description="times the limits on a silent node: larger for a machine that is slower than any",
+    )
 
     @field_validator("node")
     @classmethod

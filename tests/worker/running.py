@@ -151,9 +151,13 @@ class World:
         await self.bus.subscribe("evt.>", lambda message: self.hints.append(decode_hint(message.data)))
 
     @contextlib.asynccontextmanager
-    async def worker(self, url: str, *, slots: int = 1, drain_grace: float = 30.0) -> AsyncIterator[Worker]:
+    async def worker(
+        self, url: str, *, slots: int = 1, drain_grace: float = 30.0, patience: float = 1.0
+    ) -> AsyncIterator[Worker]:
         """As the runtime runs it, without its ports and signals."""
-        settings = WorkerSettings(node=NODE, node_url=url, slots=slots, drain_grace=drain_grace, nats_url=self.nats.url)
+        settings = WorkerSettings(
+            node=NODE, node_url=url, slots=slots, drain_grace=drain_grace, patience=patience, nats_url=self.nats.url
+        )
         bus = HookedBus()
         await bus.open([self.nats.url])
         heard = len(self.beats)
@@ -175,12 +179,18 @@ class World:
     # -- as a gateway ------------------------------------------------------------------------------------------------------
 
     async def submit(
-        self, kind: Kind = Kind.CHAT, *, model: str = "chat", deadline_s: float = 60, **fields: Any
+        self,
+        kind: Kind = Kind.CHAT,
+        *,
+        model: str = "chat",
+        deadline_s: float = 60,
+        estimated_tokens: int = 0,
+        **fields: Any,
     ) -> Job:
         body = json.dumps({"model": model, **fields}).encode()
         submission = Submission(
             op_id=new_op_id(), kind=kind, model=model, route="/jobs", deadline_s=deadline_s, result_ttl_s=60,
-            size=len(body), digest="d",
+            size=len(body), digest="d", prompt_tokens=estimated_tokens,
         )  # fmt: skip
         key = JobKey(CLIENT, new_job_id())
         sequence = await self.journal.write(key, "new", submission, body, expected=0, ttl=120)

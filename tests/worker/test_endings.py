@@ -6,7 +6,19 @@ from hypothesis import strategies as st
 
 from libs.common.contracts.faults import Code
 from libs.common.states import JobState
-from services.worker.endings import Broke, Drop, Finish, Finished, GiveBack, Rejected, Stopped, StopReason, classify
+from services.worker.endings import (
+    Broke,
+    Drop,
+    Finish,
+    Finished,
+    GiveBack,
+    Rejected,
+    Silent,
+    Stopped,
+    StopReason,
+    classify,
+)
+from services.worker.patience import Stage
 from services.worker.translate import error_text
 from tests.worker.recorded import ALL, FAILED
 
@@ -73,6 +85,15 @@ def test_a_broken_stream_always_goes_back(text: str) -> None:
     assert isinstance(outcome, GiveBack)
     assert outcome.fault is not None
     assert outcome.fault.code is Code.NODE_FAILED
+
+
+@pytest.mark.parametrize("stage", list(Stage))
+def test_a_silent_node_always_gives_the_job_back_and_says_how_long_it_was_silent(stage: Stage) -> None:
+    outcome = classify(Silent(stage, 61.2345))
+    assert isinstance(outcome, GiveBack)
+    assert outcome.fault is not None
+    assert outcome.fault.code is Code.NODE_FAILED
+    assert outcome.fault.message.endswith("(61.2 s)")
 
 
 @pytest.mark.parametrize("status", [401, 403, 405, 408, 302, 502, 504])

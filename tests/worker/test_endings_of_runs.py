@@ -245,32 +245,6 @@ async def test_who_is_to_blame_decides_whether_the_job_goes_back(
             assert facts.fault.code is code
 
 
-async def test_a_node_that_falls_silent_in_mid_answer_is_left(
-    around: World, sim: SimServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A wedged engine says nothing for ever, and blocks everybody behind it until its client goes (ollama-facts.md §3.4)."""
-    monkeypatch.setattr(run, "SILENT_S", 0.2)
-    sim.set_faults(NodeFault(FaultKind.HANG, after_tokens=3))
-    async with around.worker(sim.url) as worker:
-        job = await around.run(worker, "[[tokens=9]]")
-        free = await around.freed(job)
-        await sim.until(lambda state: state.in_flight == 0)
-    assert free.given_back
-    assert free.fault is not None
-
-
-async def test_silence_before_the_first_token_is_normal(
-    around: World, start_sim: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A load takes minutes without one byte (ollama-facts.md §2.5)."""
-    monkeypatch.setattr(run, "SILENT_S", 0.1)
-    sim = await start_sim(load_overhead_s=0.6, disk_gbps=1000, decode_tps=1000)
-    async with around.worker(sim.url) as worker:
-        job = await around.run(worker, "[[tokens=3]]")
-        facts, _ = await around.done(job)
-    assert facts.state is JobState.SUCCEEDED
-
-
 async def test_an_answer_without_measure_ends(around: World, sim: SimServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "MAX_LOG", 500)
     async with around.worker(sim.url) as worker:

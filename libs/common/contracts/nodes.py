@@ -65,8 +65,10 @@ class Heartbeat(Contract, frozen=True, kw_only=True):
     models: tuple[DiskModel, ...] = ()
     loaded: tuple[LoadedModel, ...] = ()
     draining: bool = False
-    reachable: bool = True  # the Ollama behind it answers
-    problem: str = ""  # why not, when not
+    reachable: bool = True  # the Ollama behind it answers, and is not stuck as a whole
+    problem: str = ""  # why not, when not; or what is wrong with a part of it
+    suspect_models: tuple[str, ...] = ()  # fell silent and are watched; no new work for them
+    cold_stuck: bool = False  # a load never came: no work for models that are not in memory
     ollama_version: str = ""
     arriero_version: str = ""
     url: str = ""

@@ -1,0 +1,256 @@
+"""A node that falls silent: the job goes back, the node is marked, watched, and comes back (ollama-facts.md §2.5, §3.4)."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from libs.common.contracts.faults import Code
+from libs.common.contracts.nodes import Heartbeat
+from libs.common.states import JobState
+from libs.ollama_sim.faults import Fault as NodeFault
+from libs.ollama_sim.faults import FaultKind
+from libs.ollama_sim.server import SimServer
+from services.worker import canary, health, patience, presence, run
+from tests.support.waiting import eventually
+from tests.worker.running import Job, World
+
+GENERATE = "/api/generate"
+CHAT = "/api/chat"
+WARM: dict[str, Any] = {"load_overhead_s": 0.0, "disk_gbps": 1000.0, "decode_tps": 1000.0, "slots": 2}
+
+
+@pytest.fixture(autouse=True)
+def short_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every limit is still of its own length, so that a test sees which one ended the waiting."""
+    for name, value in {
+        "LOAD_S": 1.2,
+        "FIRST_S": 0.4,
+        "NEIGHBOUR_S": 0.0,
+        "ANSWER_S": 0.3,
+        "QUIET_ANSWER_S": 0.9,
+        "RENDER_S": 0.35,
+    }.items():
+        monkeypatch.setattr(patience, name, value)
+    monkeypatch.setattr(run, "LOOK_S", 0.02)
+    monkeypatch.setattr(run, "LET_GO_WAITING_S", 0.05)
+    monkeypatch.setattr(canary, "LOOK_S", 0.02)
+    monkeypatch.setattr(health, "AGAIN_S", 0.3)
+    monkeypatch.setattr(presence, "BEAT_S", 0.1)
+
+
+async def warm(around: World, worker: Any, *models: str) -> None:
+    for model in models or ("chat",):
+        job = await around.run(worker, "[[tokens=1]]", model=model)
+        assert (await around.done(job))[0].state is JobState.SUCCEEDED
+    await eventually(lambda: len(around.beat.loaded) == len(models or ("chat",)))
+
+
+async def given_back(around: World, job: Job) -> str:
+    free = await around.freed(job)
+    assert free.given_back
+    assert free.fault is not None
+    assert free.fault.code is Code.NODE_FAILED
+    return free.fault.message
+
+
+async def beats(around: World, is_so: Callable[[Heartbeat], Any]) -> Heartbeat:
+    await eventually(lambda: is_so(around.beat))
+    return around.beat
+
+
+@pytest.mark.parametrize(
+    ("after", "words"), [(0, "before the first token (0.4 s)"), (3, "in the middle of the answer (0.3 s)")]
+)
+async def test_a_silent_node_is_left_marked_watched_and_comes_back(
+    around: World, start_sim: Callable[..., Any], after: int, words: str
+) -> None:
+    """A wedged engine says nothing for ever, and blocks everybody behind it until its client goes."""
+    sim: SimServer = await start_sim(**WARM)
+    async with around.worker(sim.url) as worker:
+        await warm(around, worker)
+        sim.set_faults(NodeFault(FaultKind.HANG, after_tokens=after, count=0))
+        job = await around.run(worker, "a secret [[tokens=9]]")
+        assert words in await given_back(around, job)
+        beat = await beats(around, lambda beat: not beat.reachable)
+        assert (beat.suspect_models, beat.cold_stuck) == (("chat:latest",), False)
+        assert "chat:latest fell silent" in beat.problem
+        assert worker.running.checks["node"]() is not None
+        # Three questions in vain, one at a time, the last with a token of its own:
+        await sim.until(lambda state: state.requests.get(GENERATE, 0) >= (3 if after == 0 else 1))
+        assert sim.state.in_flight <= 1
+        sim.set_faults()
+        beat = await beats(around, lambda beat: beat.reachable)
+        assert (beat.suspect_models, beat.problem) == ((), "")
+        assert worker.running.checks["node"]() is None
+        await warm(around, worker)
+        asked = sim.state.requests[GENERATE]
+    assert sim.state.requests[GENERATE] == asked, "who answers is left alone"
+    assert all(seen.option_keys == ("num_predict",) for seen in sim.state.last_requests if seen.route == GENERATE)
+
+
+async def test_a_run_that_was_given_up_is_marked_before_its_slot_is_free(
+    around: World, start_sim: Callable[..., Any]
+) -> None:
+    sim: SimServer = await start_sim(**WARM)
+    async with around.worker(sim.url) as worker:
+        await warm(around, worker)
+        sim.set_faults(NodeFault(FaultKind.HANG, after_tokens=3, count=0))
+        job = await around.run(worker, "[[tokens=9]]")
+        await around.freed(job)
+        await eventually(lambda: any(not beat.reachable for _, beat in around.beats))
+        marked_at = next(at for at, beat in around.beats if not beat.reachable)
+        assert marked_at - around.freed_at(job) < run.LET_GO_DECODING_S + presence.MIN_BEAT_S
+        assert not around.beat.running or around.beat.reachable is False
+
+
+async def test_a_load_may_take_minutes_and_a_prompt_its_time(around: World, start_sim: Callable[..., Any]) -> None:
+    """Longer than any other limit here, and neither is silence of a stuck node (ollama-facts.md §2.5)."""
+    sim = await start_sim(load_overhead_s=0.8, disk_gbps=1000, decode_tps=1000, prefill_tps=20)
+    async with around.worker(sim.url) as worker:
+        job = await around.submit(
+            messages=[{"role": "user", "content": "x" * 40 + "[[tokens=2]]"}], estimated_tokens=40
+        )
+        await around.ask(worker, await around.bind(worker, job))
+        assert (await around.done(job, within=10))[0].state is JobState.SUCCEEDED
+        assert around.beat.reachable
+
+
+async def test_tools_may_be_silent_for_longer(around: World, start_sim: Callable[..., Any]) -> None:
+    """A native tool call comes at once when it is whole (ollama-facts.md §1.3)."""
+    sim = await start_sim(**WARM)
+    tool = {"type": "function", "function": {"name": "f", "description": "d", "parameters": {"type": "object"}}}
+    sim.set_faults(NodeFault(FaultKind.TRICKLE, after_tokens=2, seconds=0.5, count=0))
+    async with around.worker(sim.url) as worker:
+        job = await around.run(worker, "[[tokens=4]]", tools=[tool])
+        assert (await around.done(job))[0].state is JobState.SUCCEEDED
+        other = await around.run(worker, "[[tokens=4]]")
+        assert "in the middle of the answer" in await given_back(around, other)
+
+
+async def test_a_larger_patience_waits_for_longer(around: World, start_sim: Callable[..., Any]) -> None:
+    sim = await start_sim(**WARM)
+    sim.set_faults(NodeFault(FaultKind.TRICKLE, after_tokens=2, seconds=0.5, count=0))
+    async with around.worker(sim.url, patience=5.0) as worker:
+        job = await around.run(worker, "[[tokens=3]]")
+        assert (await around.done(job))[0].state is JobState.SUCCEEDED
+
+
+async def test_what_waits_on_our_side_is_no_silence_of_the_node(
+    around: World, start_sim: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sim = await start_sim(**WARM)
+    async with around.worker(sim.url) as worker:
+        publish = worker.bus.publish
+        slow = {"left": 1}
+
+        async def slowly(subject: str, *args: Any, **more: Any) -> None:
+            if subject.endswith(".c") and slow["left"]:
+                slow["left"] -= 1
+                await run.asyncio.sleep(2 * patience.ANSWER_S)
+            await publish(subject, *args, **more)
+
+        monkeypatch.setattr(worker.bus, "publish", slowly)
+        job = await around.run(worker, "[[tokens=5]]")
+        assert (await around.done(job))[0].state is JobState.SUCCEEDED
+        assert not slow["left"]
+
+
+async def test_only_the_silent_model_is_closed_when_another_one_answers(
+    around: World, start_sim: Callable[..., Any]
+) -> None:
+    """Nobody has to be lucky: after a vain question to the silent model one that is in memory is asked, too."""
+    sim: SimServer = await start_sim(**WARM)
+    async with around.worker(sim.url, slots=2) as worker:
+        await warm(around, worker, "chat", "thinker")
+        sim.set_faults(NodeFault(FaultKind.HANG, model="chat", after_tokens=0, count=0))
+        job = await around.run(worker)
+        await given_back(around, job)
+        await beats(around, lambda beat: not beat.reachable)
+        beat = await beats(around, lambda beat: beat.reachable)
+        assert beat.suspect_models == ("chat:latest",)
+        assert beat.problem
+        other = await around.run(worker, "[[tokens=2]]", model="thinker")
+        assert (await around.done(other))[0].state is JobState.SUCCEEDED
+        assert around.beat.suspect_models
+        sim.set_faults()
+        await beats(around, lambda beat: not beat.suspect_models)
+    assert sim.state.loads == 2, "no question made Ollama load a model anew"
+
+
+async def test_a_load_that_never_comes_closes_the_node_to_cold_work_until_one_works(
+    around: World, start_sim: Callable[..., Any]
+) -> None:
+    """#17408: cold loads hang for hours while what is in memory serves and everything looks fine."""
+    sim: SimServer = await start_sim(**WARM)
+    async with around.worker(sim.url, slots=2) as worker:
+        await warm(around, worker)
+        sim.set_faults(NodeFault(FaultKind.STUCK_LOAD, count=0))
+        job = await around.run(worker, model="thinker")
+        assert "did not bring the model into memory (1.2 s)" in await given_back(around, job)
+        beat = await beats(around, lambda beat: beat.cold_stuck)
+        assert (beat.reachable, beat.suspect_models) == (True, ())
+        assert "thinker:latest never came" in beat.problem
+        await sim.until(lambda state: state.placing is not None and state.requests.get(GENERATE))  # the canary
+        await warm(around, worker)
+        assert around.beat.cold_stuck
+        sim.set_faults()
+        beat = await beats(around, lambda beat: not beat.cold_stuck)
+        assert beat.problem == ""
+
+
+async def test_a_model_for_embeddings_is_asked_for_one(around: World, start_sim: Callable[..., Any]) -> None:
+    sim: SimServer = await start_sim(**WARM)
+    from libs.common.contracts.requests import Kind
+
+    async with around.worker(sim.url) as worker:
+        sim.set_faults(NodeFault(FaultKind.STUCK_LOAD, count=1))
+        job = await around.submit(Kind.EMBED, model="embed", input="a secret")
+        await around.ask(worker, await around.bind(worker, job))
+        await given_back(around, job)
+        await beats(around, lambda beat: beat.cold_stuck)
+        await beats(around, lambda beat: not beat.cold_stuck)
+    assert GENERATE not in sim.state.requests
+
+
+@pytest.mark.parametrize("kind", [FaultKind.BUSY, FaultKind.CRASH, FaultKind.OPTION_ERROR, FaultKind.EOF])
+async def test_busy_and_broken_are_not_stuck(around: World, sim: SimServer, kind: FaultKind) -> None:
+    async with around.worker(sim.url) as worker:
+        await warm(around, worker)
+        sim.set_faults(NodeFault(kind, count=1))
+        job = await around.run(worker)
+        await around.freed(job)
+        again = await around.run(worker)
+        await around.done(again)
+        assert not any(beat.suspect_models or beat.cold_stuck for _, beat in around.beats)
+    assert GENERATE not in sim.state.requests
+
+
+async def test_a_busy_node_does_not_answer_for_a_stuck_model(around: World, start_sim: Callable[..., Any]) -> None:
+    sim: SimServer = await start_sim(**WARM)
+    async with around.worker(sim.url) as worker:
+        await warm(around, worker)
+        sim.set_faults(
+            NodeFault(FaultKind.HANG, after_tokens=1), NodeFault(FaultKind.BUSY, request=1, count=2, route=GENERATE)
+        )
+        job = await around.run(worker)
+        await given_back(around, job)
+        await beats(around, lambda beat: not beat.reachable)
+        await beats(around, lambda beat: beat.reachable)
+    assert sim.state.requests[GENERATE] == 3
+
+
+async def test_a_node_whose_ollama_was_restarted_is_looked_at_at_once(
+    around: World, start_sim: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(health, "AGAIN_S", 60.0)
+    sim: SimServer = await start_sim(**WARM)
+    async with around.worker(sim.url) as worker:
+        await warm(around, worker)
+        sim.set_faults(NodeFault(FaultKind.HANG, after_tokens=0, count=0))
+        job = await around.run(worker)
+        await given_back(around, job)
+        await sim.until(lambda state: state.requests.get(GENERATE) and state.in_flight == 0)
+        sim.set_faults(*(NodeFault(FaultKind.HTML, route=path) for path in ("/api/tags", "/api/ps")))
+        await beats(around, lambda beat: "Ollama" in beat.problem)
+        await beats(around, lambda beat: beat.reachable)
