@@ -85,9 +85,13 @@ def objection(model: str, node: NodeView, *, now: float, connected_at: float) ->
     if beat.draining:
         return "node is draining"
     if not beat.reachable:
-        return "its Ollama does not answer"
+        return "its Ollama fell silent and is being watched" if node.suspect else "its Ollama does not answer"
     if model not in node.disk:
         return NO_MODEL
+    if model in node.suspect:
+        return "the model fell silent there and is being watched"
+    if beat.cold_stuck and model not in node.loaded:
+        return "a load never came there: only models in memory"
     if now < node.set_aside_until:
         return "set aside after failures"
     taken = node.runs

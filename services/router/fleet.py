@@ -17,6 +17,7 @@ RunKey = tuple[JobKey, int]
 
 FAILED_JOBS = 3  # different jobs in a row; one job alone may be poison
 SET_ASIDE_S, MAX_SET_ASIDE_S = 10.0, 300.0
+MAX_FAILING = FAILED_JOBS + 5  # by then it is left alone for as long as ever; more need not be remembered
 
 
 class Liveness(StrEnum):
@@ -51,6 +52,7 @@ class NodeView:
     # Derived on each change, because every decision asks.
     disk: frozenset[str] = frozenset()
     loaded: frozenset[str] = frozenset()
+    suspect: frozenset[str] = frozenset()  # fell silent, as the worker says
     listed: dict[RunKey, Running] = field(default_factory=dict)  # what the newest heartbeat names
     runs: dict[RunKey, str] = field(default_factory=dict)  # all that takes a slot, ordered or listed, with its model
     loading: frozenset[str] = frozenset()  # sent here cold, not in memory yet: Ollama loads one after the other (§3.1)
@@ -67,7 +69,8 @@ class NodeView:
     def failed(self, job: JobKey, now: float) -> None:
         """The node failed this job, through no fault of the job that is known. After several it is left alone for a while:
         longer each time, until one succeeds."""
-        self.failing.add(job)
+        if len(self.failing) < MAX_FAILING:
+            self.failing.add(job)
         beyond = len(self.failing) - FAILED_JOBS
         if beyond >= 0:
             self.set_aside_until = now + min(SET_ASIDE_S * 2**beyond, MAX_SET_ASIDE_S)
@@ -112,6 +115,7 @@ class NodeView:
         beat = self.beat
         self.disk = frozenset(canonical_model(model.name) for model in beat.models)
         self.loaded = frozenset(canonical_model(model.name) for model in beat.loaded)
+        self.suspect = frozenset(canonical_model(model) for model in beat.suspect_models)
         self.listed = {(JobKey(run.client, run.job), run.epoch): run for run in beat.running}
         for key, hold in list(self.holds.items()):
             if key in self.listed:

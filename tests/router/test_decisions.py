@@ -1,6 +1,7 @@
 """decide, queue, settle, gathering: the pure parts (DESIGN §3, Late binding; §4, a worker dies)."""
 
 import random
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -28,8 +29,8 @@ MODELS = ("m:1", "x:1", "y:1")
 # -- decide ------------------------------------------------------------------------------------------------------------------
 
 nodes = st.builds(
-    lambda name, slots, per_model, disk, loaded, running, flags, heard, gone, bound_at: (
-        name, slots, per_model, disk, loaded, running, flags, heard, gone, bound_at,
+    lambda name, slots, per_model, disk, loaded, running, flags, heard, gone, bound_at, stuck: (
+        name, slots, per_model, disk, loaded, running, flags, heard, gone, bound_at, stuck,
     ),
     name=st.integers(0, 30).map(lambda n: f"n{n}"),
     slots=st.integers(0, 3),
@@ -41,16 +42,18 @@ nodes = st.builds(
     heard=st.sampled_from([NOW, NOW - 3, NOW - 6, NOW - 9, 0.0]),
     gone=st.booleans(),
     bound_at=st.sampled_from([0.0, 1.0, 2.0]),
+    # suspect models, stuck cold loads, set aside for so long
+    stuck=st.tuples(st.sets(st.sampled_from(MODELS), max_size=1), st.booleans(), st.sampled_from([0.0, 0.0, -1.0, 1.0])),
 )  # fmt: skip
 
 
 def view_of(facts) -> NodeView:  # type: ignore[no-untyped-def]
-    name, slots, per_model, disk, loaded, running, (draining, unreachable), heard, gone, bound_at = facts
+    name, slots, per_model, disk, loaded, running, (draining, unreachable), heard, gone, bound_at, stuck = facts
     beat = a_beat(
         name, slots=slots, slots_per_model=per_model, models=tuple(sorted(disk | loaded)), loaded=tuple(sorted(loaded)),
-        draining=draining, reachable=not unreachable,
+        draining=draining, reachable=not unreachable, suspect_models=tuple(stuck[0]), cold_stuck=stuck[1],
     )  # fmt: skip
-    view = NodeView(name, beat, heard_at=heard, gone=gone, last_bound_at=bound_at)
+    view = NodeView(name, beat, heard_at=heard, gone=gone, last_bound_at=bound_at, set_aside_until=NOW + stuck[2])
     for n, (model, _) in enumerate(running):
         view.reserve((JobKey("acme", f"r{n}"), n), model)
     return view
@@ -73,6 +76,9 @@ def test_a_node_that_cannot_take_it_is_never_chosen(facts) -> None:  # type: ign
         and not view.beat.draining
         and view.beat.reachable
         and "m:1" in view.disk
+        and "m:1" not in view.beat.suspect_models
+        and ("m:1" in view.loaded or not view.beat.cold_stuck)
+        and view.set_aside_until <= NOW
         and len(view.holds) < view.beat.slots
         and (
             not view.beat.slots_per_model
@@ -126,6 +132,32 @@ def test_a_node_that_is_loading_takes_more_of_that_model_but_no_other_cold_one()
     assert objection("m:1", view, now=NOW, connected_at=0) is None
     assert objection("w:1", view, now=NOW, connected_at=0) is None
     assert objection("x:1", view, now=NOW, connected_at=0) == "another model is loading"
+
+
+def test_what_is_stuck_gets_no_work_and_the_decision_says_so() -> None:
+    """A node that is silent altogether, one model of a node, the cold loads of a node (ollama-facts.md §3.4)."""
+
+    def reason(model: str, **more: Any) -> str | None:
+        view = NodeView("n1", a_beat(slots=4, models=("m:1", "x:1"), loaded=("x:1",), **more), heard_at=NOW)
+        return objection(model, view, now=NOW, connected_at=0)
+
+    assert reason("m:1", reachable=False, suspect_models=("x:1",)) == "its Ollama fell silent and is being watched"
+    assert reason("m:1", reachable=False) == "its Ollama does not answer"
+    assert reason("x:1", suspect_models=("X:1",)) == "the model fell silent there and is being watched"
+    assert reason("m:1", suspect_models=("x:1",)) is None
+    assert reason("m:1", cold_stuck=True) == "a load never came there: only models in memory"
+    assert reason("x:1", cold_stuck=True) is None
+
+    stuck, well = (
+        NodeView("a", a_beat("a", cold_stuck=True, loaded=()), heard_at=NOW),
+        NodeView("b", a_beat("b"), heard_at=NOW),
+    )
+    verdict = decide("m:1", [stuck, well], now=NOW, connected_at=0)
+    assert isinstance(verdict, Bind)
+    assert [(each.node, each.verdict) for each in verdict.decision.candidates] == [
+        ("a", "a load never came there: only models in memory")
+    ]
+    assert decide("m:1", [stuck], now=NOW, connected_at=0) == Hold("a load never came there: only models in memory")
 
 
 def test_a_hold_says_what_stands_in_the_way_and_nothing_of_nodes_without_the_model() -> None:

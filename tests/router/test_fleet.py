@@ -5,7 +5,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from libs.common.contracts.nodes import DEAD_S, SUSPECT_S, Phase
-from services.router.fleet import NO_RESPONDERS_GONE, Fleet, Liveness, NodeView
+from services.router.fleet import (
+    FAILED_JOBS,
+    MAX_FAILING,
+    MAX_SET_ASIDE_S,
+    NO_RESPONDERS_GONE,
+    SET_ASIDE_S,
+    Fleet,
+    Liveness,
+    NodeView,
+)
 from tests.router.building import a_beat, a_key
 
 RUN = (a_key("job_a"), 7)
@@ -276,3 +285,57 @@ def test_whatever_is_late_or_lost_slots_are_neither_leaked_nor_given_twice(taken
     worker.beat()
     hear(worker.said[-1])
     assert {run[1] for run in view.runs} == worker.running
+
+
+# -- set aside ---------------------------------------------------------------------------------------------------------------
+
+events = st.lists(
+    st.one_of(
+        st.tuples(st.just("failed"), st.integers(0, 19)),
+        st.tuples(st.just("succeeded"), st.just(0)),
+        st.tuples(st.just("later"), st.integers(0, 400)),
+    ),
+    max_size=40,
+)
+
+
+@given(events)
+def test_a_node_is_set_aside_by_different_jobs_in_a_row_and_never_for_ever(events) -> None:  # type: ignore[no-untyped-def]
+    """Written down once more: the distinct jobs since the last success decide, and how long."""
+    view, now, failing, until = a_view(), 100.0, set(), 0.0
+    keys = [a_key(f"job_{n}") for n in range(20)]
+    for what, n in events:
+        match what:
+            case "failed":
+                view.failed(keys[n], now)
+                failing.add(n)
+                if len(failing) >= FAILED_JOBS:
+                    until = now + min(MAX_SET_ASIDE_S, SET_ASIDE_S * 2 ** (len(failing) - FAILED_JOBS))
+            case "succeeded":
+                view.succeeded()
+                failing, until = set(), 0.0
+            case "later":
+                now += n
+        assert (view.set_aside_until > now) is (until > now)
+        assert view.set_aside_until == until
+        assert view.set_aside_until - now <= MAX_SET_ASIDE_S
+        assert len(view.failing) <= MAX_FAILING
+
+
+def test_one_job_alone_sets_no_node_aside_however_often_it_fails() -> None:
+    """It may be poison."""
+    view = a_view()
+    for now in range(20):
+        view.failed(RUN[0], now)
+        view.failed(OTHER[0], now)
+    assert view.set_aside_until == 0.0
+
+
+def test_a_new_boot_starts_without_a_record() -> None:
+    fleet = Fleet()
+    fleet.hear(a_beat(boot="b1"), 1.0, live=True)
+    for n in range(FAILED_JOBS):
+        fleet.nodes["n1"].failed(a_key(f"job_{n}"), 1.0)
+    assert fleet.nodes["n1"].set_aside_until > 1.0
+    fleet.hear(a_beat(boot="b2"), 2.0, live=True)
+    assert fleet.nodes["n1"].set_aside_until == 0.0
