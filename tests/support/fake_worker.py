@@ -68,6 +68,7 @@ class FakeWorker:
         self.loses_free = False
         self.beating = True
         self.draining = False
+        self.suspect_models: tuple[str, ...] = ()
         self.finish_after: float | None = None  # every run ends well by itself
         self.text = "hello"
         self._ended: dict[RunKey, RunAnswer] = {}
@@ -104,6 +105,7 @@ class FakeWorker:
             changes=self.changes if changes is None else changes, running=listed if running is None else running,
             models=tuple(DiskModel(name=name) for name in self.models),
             loaded=tuple(LoadedModel(name=name) for name in self.loaded),
+            suspect_models=self.suspect_models,
         )  # fmt: skip
         await self._bucket.put(self.node, encode(heartbeat), ttl_s=600)
 
