@@ -96,6 +96,17 @@ _pub_ack = msgspec.json.Decoder(_PubAck)
 _get_answer = msgspec.json.Decoder(_GetAnswer)
 
 
+class _Client(Client):
+    """P17: before it reconnects, nats-py waits until the old connection has sent all it held. Behind a cable that was pulled that
+    takes until TCP gives up, a quarter of an hour, or until the cable is back and TCP's next attempt is due."""
+
+    async def _attempt_reconnect(self) -> None:
+        writer = getattr(self._transport, "_io_writer", None)
+        if writer is not None:
+            writer.transport.abort()
+        await super()._attempt_reconnect()
+
+
 class Subscription:
     """A running subscription; `stop` twice is harmless."""
 
@@ -116,7 +127,7 @@ class Bus:
         self.connections = 0  # counts up with every (re)connect: who keeps liveness clocks restarts them then
         self.connected_at = 0.0  # monotonic
         self.replicated = False  # JOBS has replicas: absence needs two looks
-        self._client = Client()
+        self._client = _Client()
         self._on_reconnect: list[Callable[[], None]] = []
         self._handlers: set[asyncio.Task[None]] = set()
         self._refused = 0  # attempts to connect that ended with "authorization violation", since the last connect
