@@ -71,6 +71,11 @@ for name; do
   esac
 done
 
+put() { # put FILE: standard input into it; owner and mode of one that is there stay, so nats-server can still read it
+  cat >"$1.new"
+  if [ -e "$1" ]; then cat "$1.new" >"$1" && rm "$1.new"; else mv "$1.new" "$1"; fi
+}
+
 if [ -n "$servers" ]; then
   route=$(dirname "$conf")/route.conf password=$(cat "$secrets/nats-route")
   {
@@ -78,11 +83,9 @@ if [ -n "$servers" ]; then
     printf 'authorization { user: "route", password: "%s" }\nroutes: [\n' "$password"
     for name in $servers; do printf '  "nats://route:%s@%s:6222"\n' "$password" "$name"; done
     echo "]"
-  } >"$route.new"
-  mv "$route.new" "$route"
+  } | put "$route"
 fi
 
-new=$conf.new
 {
   echo "# Written by users.sh; it holds passwords."
   echo "authorization {"
@@ -120,5 +123,4 @@ new=$conf.new
   done
   echo "  ]"
   echo "}"
-} >"$new"
-mv "$new" "$conf"
+} | put "$conf"

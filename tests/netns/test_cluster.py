@@ -76,7 +76,7 @@ def test_a_cluster_that_loses_the_machine_of_its_leader(cluster: Cluster) -> Non
     until(lambda: reader.tokens > 5, within=20)
 
     leader.cut()
-    until(lambda: not cluster.is_ready("gateway", cluster.hub), within=8)
+    until(lambda: "bus.reconnected" in cluster.log("gateway"), within=8)
     until(ready, within=3 * ELECTION_S)
     after = cluster.submit("shared:1b", 10, "the other side")
     until(lambda: reader.done, within=30)

@@ -72,12 +72,15 @@ def test_nats_server_takes_the_configurations(tmp_path: Path, name: str) -> None
 def test_users_keep_their_passwords_and_nobody_else_can_read_them(tmp_path: Path) -> None:
     assert make_users(tmp_path, "gpu-1", "client:billing", "server:n1.internal").returncode == 0
     before = (tmp_path / "users.conf").read_text()
+    assert (tmp_path / "users.conf").stat().st_mode & 0o077 == 0
+    (tmp_path / "users.conf").chmod(0o640)  # for the group that nats-server runs as
     assert make_users(tmp_path, "gpu-2").returncode == 0
+    assert (tmp_path / "users.conf").stat().st_mode & 0o777 == 0o640
     after = (tmp_path / "users.conf").read_text()
     users = re.findall(r'user: "(\S+)"', after)
     assert users == ["admin", "auth", "gateway", "router", "worker-gpu-1", "worker-gpu-2", "billing"]
     assert set(re.findall('password: "(.*)"', before)) < set(re.findall('password: "(.*)"', after))
-    made = [tmp_path / "users.conf", tmp_path / "route.conf", *(tmp_path / "secrets").iterdir()]
+    made = [tmp_path / "route.conf", *(tmp_path / "secrets").iterdir()]
     assert {path.stat().st_mode & 0o077 for path in made} == {0}
 
     (tmp_path / "secrets" / "nats-worker-gpu-1").unlink()

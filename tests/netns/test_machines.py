@@ -92,6 +92,12 @@ def test_nodes_and_gateways_elsewhere_answer_by_environment_alone(world: World) 
             assert reader.tokens >= 10
             assert reader.shown == "".join(event.raw for event in world.replay(job, gateway=other))
             assert world.final(job)["node"] == name
+    listed = world.cli(
+        world.client, "nodes", "--json", **world.operator(), ARRIERO_URL=f"http://{world.edge.address}:8700"
+    )
+    assert {node["name"]: node["state"] for node in json.loads(listed.stdout)["nodes"]} == dict.fromkeys(
+        world.gpus, "alive"
+    )
 
 
 def test_a_node_30_ms_away_comes_and_goes_while_the_others_work(world: World) -> None:
@@ -162,7 +168,7 @@ def test_a_gpu_machine_whose_cable_is_pulled_in_mid_answer(world: World) -> None
     stopped = time.monotonic() - began
     assert CUT_OFF_S - 3 < stopped < CUT_OFF_S + 5
     machine.join()
-    until(lambda: world.is_ready("worker", machine) and world.nodes("alive") == 2, within=20)
+    until(lambda: world.is_ready("worker", machine) and world.nodes("alive") == 2, within=8)
     assert text_of(world, world.submit(f"only-{name}:1b", 20, "coming back"))
     world.ask("DELETE", f"/jobs/{long}")
     until(lambda: world.in_flight(machine) == 0, within=5)

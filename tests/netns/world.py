@@ -109,12 +109,14 @@ class World:
             ARRIERO_NATS_PASSWORD_FILE=str(self.secrets / "nats-admin"),
         )  # fmt: skip
 
+    def operator(self) -> dict[str, str]:
+        return {
+            "ARRIERO_AUTH_URL": f"http://{self.hub.address}:8701", "ARRIERO_CLIENT_ID": "operator",
+            "ARRIERO_CLIENT_SECRET": (self.secrets / "operator").read_text(),
+        }  # fmt: skip
+
     def create_client(self) -> None:
-        made = self.cli(
-            self.client, "client", "create", "tester", "--json",
-            ARRIERO_AUTH_URL=f"http://{self.hub.address}:8701", ARRIERO_CLIENT_ID="operator",
-            ARRIERO_CLIENT_SECRET=(self.secrets / "operator").read_text(),
-        )  # fmt: skip
+        made = self.cli(self.client, "client", "create", "tester", "--json", **self.operator())
         assert made.returncode == 0, made.stderr
         self.api_key = json.loads(made.stdout)["api_key"]
 
