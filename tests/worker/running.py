@@ -228,6 +228,7 @@ class World:
         past: tuple[PastEpoch, ...] = (),
         attempts: tuple[Attempt, ...] = (),
         seconds_left: float = 60.0,
+        carried: bytes = b"",
         **order: Any,
     ) -> Run:
         newest = await self.journal.newest(job.key)
@@ -235,9 +236,10 @@ class World:
         job.binding = Binding(
             op_id=new_op_id(), job=job.submission, submitted=job.submitted, created_ms=job.created_ms,
             epoch=newest.sequence, node=node, boot=boot or worker.boot, past=past, attempts=attempts,
+            base=len(carried),
         )  # fmt: skip
         ttl = ttl_s(job.submission, created_ms=job.created_ms, now_ms=job.created_ms)
-        revision = await self.journal.write(job.key, "active", job.binding, b"", expected=newest.sequence, ttl=ttl)
+        revision = await self.journal.write(job.key, "active", job.binding, carried, expected=newest.sequence, ttl=ttl)
         job.order = Run(
             client=job.key.client, job=job.key.job, epoch=job.binding.epoch, revision=revision, submitted=job.submitted,
             seconds_left=seconds_left, **order,

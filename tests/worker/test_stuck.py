@@ -1,19 +1,22 @@
 """A node that falls silent: the job goes back, the node is marked, watched, and comes back (ollama-facts.md §2.5, §3.4)."""
 
+import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from libs.common.contracts.events import Event, line
 from libs.common.contracts.faults import Code
 from libs.common.contracts.nodes import Heartbeat
+from libs.common.contracts.requests import Kind
 from libs.common.states import JobState
 from libs.ollama_sim.faults import Fault as NodeFault
 from libs.ollama_sim.faults import FaultKind
 from libs.ollama_sim.server import SimServer
 from services.worker import canary, health, patience, presence, run
 from tests.support.waiting import eventually
-from tests.worker.running import Job, World
+from tests.worker.running import Job, World, events_of, text_of
 
 GENERATE = "/api/generate"
 CHAT = "/api/chat"
@@ -201,8 +204,6 @@ async def test_a_load_that_never_comes_closes_the_node_to_cold_work_until_one_wo
 
 async def test_a_model_for_embeddings_is_asked_for_one(around: World, start_sim: Callable[..., Any]) -> None:
     sim: SimServer = await start_sim(**WARM)
-    from libs.common.contracts.requests import Kind
-
     async with around.worker(sim.url) as worker:
         sim.set_faults(NodeFault(FaultKind.STUCK_LOAD, count=1))
         job = await around.submit(Kind.EMBED, model="embed", input="a secret")
@@ -254,3 +255,94 @@ async def test_a_node_whose_ollama_was_restarted_is_looked_at_at_once(
         sim.set_faults(*(NodeFault(FaultKind.HTML, route=path) for path in ("/api/tags", "/api/ps")))
         await beats(around, lambda beat: "Ollama" in beat.problem)
         await beats(around, lambda beat: beat.reachable)
+
+
+# -- going on with another node's answer -----------------------------------------------------------------------------------
+
+SHOWN = line(Event(text="It began")) + line(Event(text=" well"))
+
+
+async def test_a_node_that_does_not_say_how_it_renders_a_prompt_is_left(
+    around: World, start_sim: Callable[..., Any]
+) -> None:
+    sim: SimServer = await start_sim(**WARM)
+    async with around.worker(sim.url) as worker:
+        await warm(around, worker)
+        sim.set_faults(NodeFault(FaultKind.ACCEPT_HANG, route=CHAT, count=0))
+        job = await around.run(worker, bind={"carried": SHOWN})
+        assert "how it renders the prompt (0.35 s)" in await given_back(around, job)
+        await sim.until(lambda state: state.in_flight == 0)
+        assert (await around.kept(job)) == b"", "what was shown is the binding's, and nothing came"
+
+
+@pytest.mark.parametrize("hangs", [FaultKind.ACCEPT_HANG, FaultKind.STUCK_LOAD, FaultKind.HANG])
+async def test_a_cancel_while_an_answer_is_continued_stops_the_node_and_keeps_what_was_shown(
+    around: World, start_sim: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, hangs: FaultKind
+) -> None:
+    """While the node is asked how it renders the prompt, loads for that, or reads it."""
+    for name in ("LOAD_S", "FIRST_S", "RENDER_S"):
+        monkeypatch.setattr(patience, name, 60.0)
+    monkeypatch.setattr(run, "LET_GO_WAITING_S", 0.3)
+    sim: SimServer = await start_sim(**WARM)
+    async with around.worker(sim.url) as worker:
+        sim.set_faults(NodeFault(hangs, count=0))
+        job = await around.run(worker, "[[tokens=9]]", bind={"carried": SHOWN})
+        await sim.until(lambda state: state.requests.get(CHAT, 0) == (2 if hangs is FaultKind.HANG else 1))
+        assert job.order
+        assert (await around.cancel(worker, job.order)).known
+        await sim.until(lambda state: state.in_flight == 0)
+        left_at = time.monotonic()
+        facts, body = await around.done(job)
+        await around.freed(job)
+        assert around.freed_at(job) - left_at > 0.2
+        assert facts.state is JobState.CANCELLED
+        assert body.startswith(SHOWN)
+        assert text_of(body) == "It began well"
+        assert len(events_of(body)) == 3
+        assert not around.beat.suspect_models
+
+
+# -- cancels -----------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_cancel_while_the_canary_waits_ends_the_run_and_not_the_watch(
+    around: World, start_sim: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sim: SimServer = await start_sim(**{**WARM, "decode_tps": 20})
+    async with around.worker(sim.url, slots=2) as worker:
+        await warm(around, worker, "chat", "thinker")
+        sim.set_faults(NodeFault(FaultKind.HANG, model="chat", after_tokens=0, count=0))
+        await given_back(around, await around.run(worker))
+        await beats(around, lambda beat: beat.reachable and beat.suspect_models)
+        monkeypatch.setattr(patience, "FIRST_S", 60.0)
+        asked = sim.state.requests[GENERATE]
+        await sim.until(lambda state: state.requests[GENERATE] > asked and state.in_flight == 1)
+        job = await around.run(worker, "[[tokens=400]]", model="thinker")
+        await eventually(lambda: around.shown(job))
+        assert job.order
+        await around.cancel(worker, job.order)
+        facts, body = await around.done(job)
+        await around.freed(job)
+        await eventually(lambda: around.shown(job) == body)
+        assert facts.state is JobState.CANCELLED
+        assert sim.state.in_flight == 1, "the question is still being asked"
+        assert around.beat.suspect_models == ("chat:latest",)
+    await sim.until(lambda state: state.in_flight == 0)
+
+
+async def test_a_cancelled_embedding_leaves_the_node(around: World, start_sim: Callable[..., Any]) -> None:
+    """Nothing of it is a stream: it is closed all the same."""
+    sim: SimServer = await start_sim(**WARM)
+    sim.set_faults(NodeFault(FaultKind.STUCK_LOAD, count=0))
+    async with around.worker(sim.url) as worker:
+        job = await around.submit(Kind.EMBED, model="embed", input="a")
+        order = await around.bind(worker, job)
+        await around.ask(worker, order)
+        await sim.until(lambda state: state.placing is not None)
+        assert (await around.cancel(worker, order)).known
+        facts, body = await around.done(job)
+        await around.freed(job)
+        assert facts.state is JobState.CANCELLED
+        assert [event.end is not None for event in events_of(body)] == [True]
+    assert sim.state.in_flight == 0
+    assert sim.state.cancelled == 1
