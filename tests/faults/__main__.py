@@ -59,7 +59,7 @@ def main() -> int:
     print(f"{len(verdict.violations)} violations {dict(Counter(str(v.kind) for v in verdict.violations))}")
     ran = Ran(
         date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        command=f"make faults ARGS={' '.join(sys.argv[1:])!r}" if sys.argv[1:] else "make faults",
+        command=_command(given),
         commit=_commit(),
         seed=given.seed,
         servers=wanted.servers,
@@ -71,6 +71,13 @@ def main() -> int:
     if not verdict.violations:
         shutil.rmtree(folder)
     return 1 if verdict.violations else 0
+
+
+def _command(given: argparse.Namespace) -> str:
+    """How to run it again."""
+    asked = f"--seed {given.seed} --jobs {given.jobs} --faults {given.faults} --minutes {given.minutes:g}"
+    asked += " --cluster" if given.cluster else ""
+    return f'make faults ARGS="{asked}{f" --only {given.only}" if given.only else ""}"'
 
 
 def _write(report: Path, servers: int, text: str) -> None:
