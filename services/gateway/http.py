@@ -44,8 +44,9 @@ class Exchange:
                 return value.decode("latin-1")
         return None
 
-    async def body(self, limit: int) -> bytes:
-        """The whole request body. Raises TOO_LARGE by what is counted, not by what Content-Length says, and Disconnected."""
+    async def body(self, limit: int, count: Callable[[int], None] = lambda size: None) -> bytes:
+        """The whole request body; `count` hears of each piece. Raises TOO_LARGE by what is counted, not by what Content-Length
+        says, Disconnected, and what `count` raises."""
         declared = self.header("content-length")
         if declared is not None and declared.isascii() and declared.isdigit() and int(declared) > limit:
             raise _too_large(limit)
@@ -61,6 +62,7 @@ class Exchange:
             size += len(message.get("body", b""))
             if size > limit:
                 raise _too_large(limit)
+            count(len(message.get("body", b"")))
             pieces.append(message.get("body", b""))
             if not message.get("more_body", False):
                 return b"".join(pieces)

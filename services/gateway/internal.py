@@ -4,6 +4,9 @@ The owner is the subject's; NATS lets a user publish only under its own name. An
 reply subject somebody else chose could aim an answer at a stream that others read.
 """
 
+import contextlib
+from collections import Counter
+from collections.abc import Iterator
 from typing import TypeVar
 
 import msgspec
@@ -17,6 +20,7 @@ from libs.common.contracts.clients import Principal, Scope
 from libs.common.contracts.codec import Decoder, Malformed, encode
 from libs.common.contracts.faults import Code, Failed, Fault, failed
 from services.gateway.credentials import Credentials, require
+from services.gateway.intake import Intake
 from services.gateway.job_service import JobService
 from services.gateway.listing import list_jobs
 
@@ -26,17 +30,20 @@ T = TypeVar("T")
 
 QUEUE = "gateways"
 MAX_ANSWER = 1024 * 1024 - 4096  # nats-server's default max_payload, less what goes around it
+MAX_JOB = MAX_ANSWER  # the envelope goes around it, too
+MAX_CALLS_PER_CLIENT = 500  # of the bus's MAX_HANDLERS
 _SCOPES = {
     "submit": Scope.JOBS_WRITE, "get": Scope.JOBS_READ, "list": Scope.JOBS_READ, "cancel": Scope.JOBS_CANCEL,
 }  # fmt: skip
 
 
 class InternalApi:
-    def __init__(self, bus: Bus, credentials: Credentials, service: JobService, *, max_body: int) -> None:
+    def __init__(self, bus: Bus, credentials: Credentials, service: JobService, intake: Intake) -> None:
         self._bus = bus
         self._credentials = credentials
         self._service = service
-        self._max_body = max_body
+        self._intake = intake
+        self._calls: Counter[str] = Counter()  # being answered, by client
 
     async def serve(self) -> Subscription:
         return await self._bus.serve("api.*.*", self.answer, queue=QUEUE)
@@ -47,7 +54,9 @@ class InternalApi:
             if not message.reply.startswith(f"_INBOX.{client}."):
                 log.warning("api.foreign_reply", client=client)
                 return None
-            answer = encode(Answer(ok=msgspec.Raw(await self._do(client, verb, message.data))))
+            with self._one_of(client), self._intake.one() as share:
+                share.count(len(message.data))
+                answer = encode(Answer(ok=msgspec.Raw(await self._do(client, verb, message.data))))
             if len(answer) > MAX_ANSWER:
                 text = "the answer is too large for one NATS message; GET /jobs/{id} gives it over HTTP"
                 raise failed(Code.RESULT_TOO_LARGE, text)
@@ -63,6 +72,20 @@ class InternalApi:
             log.exception("api.failed", subject_verb=message.subject.rpartition(".")[2])
             return encode(Answer(fault=Fault(code=Code.INTERNAL, message="that is our mistake; please report it")))
 
+    @contextlib.contextmanager
+    def _one_of(self, client: str) -> Iterator[None]:
+        """A `get` may wait for minutes: those of one client must not use up what the bus serves at once for all."""
+        if self._calls[client] >= MAX_CALLS_PER_CLIENT:
+            message = f"{MAX_CALLS_PER_CLIENT} requests of this client wait for their answers already"
+            raise failed(Code.OVERLOADED, message, retry_after_s=1)
+        self._calls[client] += 1
+        try:
+            yield
+        finally:
+            self._calls[client] -= 1
+            if not self._calls[client]:
+                del self._calls[client]
+
     async def _do(self, client: str, verb: str, payload: bytes) -> bytes:
         if verb not in _SCOPES:
             raise failed(Code.NOT_FOUND, f"there are {', '.join(_SCOPES)}, but no {verb[:64]}")
@@ -74,8 +97,12 @@ class InternalApi:
         match verb:
             case "submit":
                 wish = _asked(decode_submit, payload)
-                if len(wish.job) > self._max_body:
-                    raise failed(Code.TOO_LARGE, f"the job is larger than the {self._max_body} bytes taken here")
+                limit = min(self._intake.largest, MAX_JOB)
+                if len(wish.job) > limit:
+                    message = f"the job is larger than the {limit} bytes taken here"
+                    if limit < self._intake.largest:
+                        message += f" in one NATS message; POST /jobs takes up to {self._intake.largest}"
+                    raise failed(Code.TOO_LARGE, message)
                 return (await self._service.create(principal, bytes(wish.job), wish.idempotency_key)).view
             case "get":
                 get = _asked(decode_get, payload)

@@ -15,6 +15,7 @@ from libs.common.contracts.subjects import JobKey
 from libs.common.journal import Facts
 from services.gateway.endpoint import RouteSpec
 from services.gateway.http import Disconnected, Exchange
+from services.gateway.intake import Intake
 from services.gateway.job_service import Created, JobService
 from services.gateway.listing import list_jobs
 from services.gateway.sse import log_frames, state_frame
@@ -27,10 +28,10 @@ _NUMBER = re.compile(r"[0-9]{1,9}")
 
 
 class JobsRoutes:
-    def __init__(self, service: JobService, streams: Streams, *, max_body: int) -> None:
+    def __init__(self, service: JobService, streams: Streams, intake: Intake) -> None:
         self._service = service
         self._streams = streams
-        self._max_body = max_body
+        self._intake = intake
 
     def routes(self) -> list[RouteSpec]:
         return [
@@ -43,8 +44,10 @@ class JobsRoutes:
         ]
 
     async def submit(self, exchange: Exchange, principal: Principal) -> None:
-        body = await exchange.body(self._max_body)
-        await self._answer(exchange, await self._service.create(principal, body, exchange.header(IDEMPOTENCY_KEY)))
+        with self._intake.one() as share:
+            body = await exchange.body(self._intake.largest, share.count)
+            created = await self._service.create(principal, body, exchange.header(IDEMPOTENCY_KEY))
+        await self._answer(exchange, created)
 
     async def retry(self, exchange: Exchange, principal: Principal) -> None:
         if (await exchange.body(MAX_EMPTY)).strip() not in (b"", b"{}"):

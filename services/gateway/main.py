@@ -12,6 +12,7 @@ from services.gateway.app import create_app
 from services.gateway.credentials import Credentials
 from services.gateway.fleet import FleetView
 from services.gateway.fleet_routes import FleetRoutes
+from services.gateway.intake import Intake
 from services.gateway.internal import InternalApi
 from services.gateway.job_service import JobService
 from services.gateway.jobs_routes import JobsRoutes
@@ -30,12 +31,13 @@ async def start(settings: GatewaySettings, bus: Bus) -> AsyncIterator[Running]:
     credentials = Credentials(bus, issuer=settings.issuer, jwks_url=settings.jwks_url, cluster_secret=secret)
     fleet, streams, pressure = FleetView(bus), Streams(), Pressure(bus)
     service = JobService(bus, fleet, Submitter(bus, secret, pressure))
+    intake = Intake(settings.max_body)
     specs = [
-        *JobsRoutes(service, streams, max_body=settings.max_body).routes(),
-        *OpenAiRoutes(service, streams, max_body=settings.max_body).routes(),
+        *JobsRoutes(service, streams, intake).routes(),
+        *OpenAiRoutes(service, streams, intake).routes(),
         *FleetRoutes(fleet).routes(),
     ]
-    internal = await InternalApi(bus, credentials, service, max_body=settings.max_body).serve()
+    internal = await InternalApi(bus, credentials, service, intake).serve()
 
     async def drain() -> None:
         """No new jobs; open streams go on for the grace, then end so that they can be resumed elsewhere."""

@@ -19,6 +19,7 @@ from services.gateway.dialects import NOT_FOUND_JOB
 from services.gateway.endpoint import RouteSpec
 from services.gateway.folding import Answer
 from services.gateway.http import Disconnected, Exchange
+from services.gateway.intake import Intake, Share
 from services.gateway.job_service import JobService, facts_of_job
 from services.gateway.jobs_routes import position_of
 from services.gateway.openai_answer import (
@@ -54,10 +55,10 @@ class Reader(NamedTuple):
 
 
 class OpenAiRoutes:
-    def __init__(self, service: JobService, streams: Streams, *, max_body: int) -> None:
+    def __init__(self, service: JobService, streams: Streams, intake: Intake) -> None:
         self._service = service
         self._streams = streams
-        self._max_body = max_body
+        self._intake = intake
         self._cancelling: set[asyncio.Task[None]] = set()
 
     def routes(self) -> list[RouteSpec]:
@@ -82,7 +83,11 @@ class OpenAiRoutes:
 
     async def chat(self, exchange: Exchange, principal: Principal) -> None:
         """A client that leaves cancels its job, unless it said that somebody will come back for it."""
-        body = await exchange.body(self._max_body)
+        with self._intake.one() as share:
+            await self._chat(exchange, principal, share)
+
+    async def _chat(self, exchange: Exchange, principal: Principal, share: Share) -> None:
+        body = await exchange.body(self._intake.largest, share.count)
         keyed = exchange.header(IDEMPOTENCY_KEY)
         detached = (exchange.header(DETACH) or "").lower() == "true" or keyed is not None
         wanted = parse_chat(body, principal.policy, detached=detached)
@@ -95,8 +100,11 @@ class OpenAiRoutes:
             submitted = await self._service.submit(principal, wanted.wish, key, keyed=keyed is not None)
             if submitted.existing is None:
                 watch.submitted(submitted.sequence)
+            streamed = wanted.stream
+            del body, wanted  # for as long as the answer takes, nobody needs the question here
+            share.free()
             try:
-                if wanted.stream:
+                if streamed:
                     await self._stream(exchange, reader, watch)
                 else:
                     await self._whole(exchange, key, watch)

@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import nats as nats_py
 import pytest
@@ -158,6 +158,68 @@ async def test_the_program_in_the_documentation_shows_the_tokens_and_takes_the_r
     assert final["state"] == "succeeded"
     assert shown == final["result"]["message"]["content"], "every token once and in order"
     assert shown.strip()
+
+
+# -- over an epoch: the program's own function, against what a gateway and the workers would say ------------------------------
+
+
+def function(name: str, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, dict[str, Any]]:
+    """One of the program's functions, and the names it sees."""
+    monkeypatch.setenv("NATS_USER", CLIENT)
+    names: dict[str, Any] = {}
+    exec(compile(program().rpartition("asyncio.run(")[0], str(PAGE), "exec"), names)  # our own page
+    return names[name], names
+
+
+ONE, TWO, THREE = b'{"text":"one "}\n', b'{"text":"two "}\n', b'{"text":"three"}\n'
+END = b'{"end":{"state":"succeeded"}}\n'
+BASE = len(ONE)
+
+
+@pytest.mark.parametrize(
+    ("first", "views", "second", "texts"),
+    [
+        ([(0, ONE)], [(9, BASE)], [(9, BASE, TWO), (9, BASE + len(TWO), END)], ["one ", "two ", "end"]),
+        # the piece of an event that was not whole is void
+        ([(0, ONE + TWO[:5])], [(9, BASE)], [(9, BASE, THREE + END)], ["one ", "three", "end"]),
+        # an answer older than the chunk is asked for again
+        ([(0, ONE)], [(5, None), (9, BASE)], [(9, BASE, TWO + END)], ["one ", "two ", "end"]),
+        # a chunk older than the answer is void
+        ([(0, ONE)], [(11, BASE), (11, BASE)], [(9, BASE, TWO), (11, BASE, THREE + END)], ["one ", "three", "end"]),
+        # more was seen than the next attempt begins with
+        ([(0, ONE + TWO)], [(9, BASE)], [(9, BASE, THREE + END)], ["one ", "two "]),
+        ([(0, ONE)], [(9, None)], [(9, BASE, TWO + END)], ["one "]),
+        # less was seen: what lies between comes by no chunk
+        ([(0, ONE)], [(9, BASE + len(TWO))], [(9, BASE + len(TWO), THREE + END)], ["one "]),
+    ],
+)
+async def test_the_program_goes_on_over_an_epoch_by_the_rule_and_stops_where_it_does_not_hold(
+    first: list[tuple[int, bytes]],
+    views: list[tuple[int, int | None]],
+    second: list[tuple[int, int, bytes]],
+    texts: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    live, names = function("live", monkeypatch)
+    chunks: asyncio.Queue[Any] = asyncio.Queue()
+    said = [(5, *chunk) for chunk in first] + second
+    for epoch, offset, data in said:
+        chunks.put_nowait(Said(f"out.node.{CLIENT}.job_1.{epoch}.c", b"%d|%b" % (offset, data)))
+    answers = [{"epoch": 5, "lineage": [], "finished_at": None}]
+    answers += [{"epoch": at, "lineage": [{"epoch": 5, "base": base}], "finished_at": None} for at, base in views]
+
+    async def call(nc: Any, verb: str, **payload: Any) -> Any:
+        assert (verb, payload) == ("get", {"id": "job_1"})
+        return answers.pop(0)
+
+    names["call"] = call
+    seen = [event.get("text", "end") async for event in live(None, chunks, "job_1")]
+    assert seen == texts
+
+
+class Said(NamedTuple):
+    subject: str
+    data: bytes
 
 
 async def test_the_program_says_what_a_gateway_refuses(fleet: SecuredServer, tmp_path: Path) -> None:

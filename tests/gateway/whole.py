@@ -1,0 +1,62 @@
+"""A gateway with a real router, a real worker and a simulated node behind it, in this process."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+
+from libs.common.contracts.clients import DEFAULT_SCOPES
+from libs.common.runtime import Running
+from libs.ollama_sim.config import NodeConfig
+from libs.ollama_sim.models import parse_models
+from libs.ollama_sim.server import running as running_node
+from services.router.main import start as start_router
+from services.router.settings import RouterSettings
+from services.worker.main import start as start_worker
+from services.worker.settings import WorkerSettings
+from tests.gateway.running import Gateway, add_client, running_gateway
+from tests.support.nats_server import NatsServer, connected
+from tests.support.waiting import eventually
+
+MODEL = "chat:latest"
+
+
+@contextlib.asynccontextmanager
+async def working(running: Running) -> AsyncIterator[None]:
+    """Its tasks; none may have failed when it ends."""
+    tasks = [asyncio.create_task(task) for task in running.tasks.values()]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        ended = await asyncio.gather(*tasks, return_exceptions=True)
+        assert not [error for error in ended if isinstance(error, Exception)], ended
+
+
+@contextlib.asynccontextmanager
+async def whole(nats: NatsServer, **settings: Any) -> AsyncIterator[tuple[Gateway, httpx.AsyncClient]]:
+    """With a client that may use it; ready when the model is known."""
+    async with contextlib.AsyncExitStack() as stack:
+        buses = [await stack.enter_async_context(connected(nats)) for _ in range(3)]
+        node = await stack.enter_async_context(
+            running_node(NodeConfig(models=parse_models("chat=1GB:vision"), is_instant=True))
+        )
+        worker = WorkerSettings(node="node-a", node_url=node.url)
+        for running in (
+            await stack.enter_async_context(start_worker(worker, buses[0])),
+            await stack.enter_async_context(start_router(RouterSettings(), buses[1])),
+        ):
+            await stack.enter_async_context(working(running))
+        key = await add_client(buses[2], "alice", scopes=DEFAULT_SCOPES)
+        gateway = await stack.enter_async_context(running_gateway(nats, **settings))
+        client = await stack.enter_async_context(gateway.client(key))
+
+        async def knows_the_model() -> bool:
+            answer = await client.get("/v1/models")
+            return answer.status_code == 200 and MODEL in [model["id"] for model in answer.json()["data"]]
+
+        await eventually(knows_the_model, within=10)
+        yield gateway, client
