@@ -3,6 +3,7 @@
 import time
 from typing import Any
 
+import msgspec
 import structlog
 
 from libs.common.bus.buckets import Bucket, value_of
@@ -21,6 +22,13 @@ from libs.common.contracts.nodes import (
 from libs.common.contracts.streams import NODES, key_subject
 
 log = structlog.get_logger()
+
+
+YOUNG_BEATS = 15  # half a minute; an Ollama that is away for longer is not waited for
+
+
+def silent_about_models(beat: Heartbeat) -> bool:
+    return not beat.models and not beat.reachable
 
 
 class FleetView:
@@ -42,7 +50,11 @@ class FleetView:
         try:
             # A record that was there before us may be old: its own time says how old it is.
             age = 0.0 if self.follower.caught_up.is_set() else max(0.0, time.time() - stored.at_ms / 1000)
-            self._beats[node] = (decode_heartbeat(value), stored.at_ms / 1000, time.monotonic() - age)
+            beat = decode_heartbeat(value)
+            if (before := self._beats.get(node)) is not None and silent_about_models(beat):
+                # A worker that has just started, or whose Ollama is away, does not know: what it had is the best guess.
+                beat = msgspec.structs.replace(beat, models=before[0].models)
+            self._beats[node] = (beat, stored.at_ms / 1000, time.monotonic() - age)
         except Malformed as error:
             log.warning("heartbeat.malformed", node=node, error=str(error))
 
@@ -53,6 +65,14 @@ class FleetView:
             for _, (beat, _, heard_at) in sorted(self._beats.items())
             if now - heard_at < RECORD_TTL_S
         ]
+
+    @property
+    def is_complete(self) -> bool:
+        """Has every node that has just started said which models it has? If not, an unknown model may exist all the same."""
+        return not any(
+            silent_about_models(beat) and beat.beat <= YOUNG_BEATS and silent < DEAD_S
+            for beat, silent in self._current()
+        )
 
     def models(self) -> dict[str, DiskModel]:
         """The union of what nodes hold, by canonical name; of nodes that are away for a moment, too."""

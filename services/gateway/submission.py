@@ -56,10 +56,12 @@ def capped(asked: Priority, best: Priority) -> Priority:
     return max(asked, best, key=_RANKS.index)
 
 
-def check_model(model: str, models: dict[str, DiskModel]) -> None:
-    """Raises MODEL_NOT_FOUND with the models that exist, UNAVAILABLE when no node is known at all."""
+def check_model(model: str, models: dict[str, DiskModel], *, is_complete: bool = True) -> None:
+    """Raises MODEL_NOT_FOUND with the models that exist, UNAVAILABLE when that is not known (yet)."""
     if canonical_model(model) in models:
         return
+    if not is_complete:
+        raise failed(Code.UNAVAILABLE, "a node has not said yet which models it has; try again", retry_after_s=2)
     if not models:
         raise failed(Code.UNAVAILABLE, "no node with a model has joined the fleet yet; start a worker", retry_after_s=5)
     names = sorted(model.name for model in models.values())
