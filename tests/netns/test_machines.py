@@ -96,7 +96,7 @@ def test_nodes_and_gateways_elsewhere_answer_by_environment_alone(world: World) 
         world.client, "nodes", "--json", **world.operator(), ARRIERO_URL=f"http://{world.edge.address}:8700"
     )
     assert {node["name"]: node["state"] for node in json.loads(listed.stdout)["nodes"]} == dict.fromkeys(
-        world.gpus, "alive"
+        world.gpus, "ready"
     )
 
 
