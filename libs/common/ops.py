@@ -7,12 +7,23 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
+import structlog
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, generate_latest
+
+log = structlog.get_logger()
 
 Check = Callable[[], str | None]  # None: fine; else what is wrong
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
+
+
+def _look(check: Check) -> str | None:
+    try:
+        return check()
+    except Exception as error:
+        log.exception("check.failed")
+        return f"the check itself failed: {type(error).__name__}"
 
 
 class OpsApp:
@@ -21,7 +32,7 @@ class OpsApp:
         self._checks = checks
 
     def problems(self) -> dict[str, str]:
-        return {name: problem for name, check in self._checks.items() if (problem := check()) is not None}
+        return {name: problem for name, check in self._checks.items() if (problem := _look(check)) is not None}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":

@@ -3,12 +3,13 @@
 `run(service)`: settings are loaded, then logs → bus → the service's own resources → tasks and HTTP ports → ready. On SIGTERM,
 SIGINT, a failed task or a lost NATS connection: not ready → `drain` (stop intake, wait for work in flight up to the grace,
 end the rest) → ports closed → tasks cancelled → resources left in reverse → exit 0, or 1 if a failure began it. A second
-signal skips the waiting.
+signal skips the waiting. A signal during the start ends the start.
 """
 
 import argparse
 import asyncio
 import contextlib
+import errno
 import os
 import signal
 import socket
@@ -36,8 +37,10 @@ log = structlog.get_logger()
 S = TypeVar("S", bound=ServiceSettings)
 Shutdown = Callable[[], Coroutine[Any, Any, None]]
 DRIFT_RETRY_S = 2.0
+DRAIN_SLACK_S = 10.0  # beyond the grace, for a drain to end what is left
 CLOSE_GRACE_S = 2  # for connections that are still open after the drain
 HEAR_OUT_S = 0.5  # for connections that were accepted and have not yet asked anything when a port is closed
+END_GRACE_S = 5.0  # for tasks to end once they are cancelled
 
 
 @dataclass
@@ -101,6 +104,10 @@ def _help_settings(declared: type[ServiceSettings]) -> str:
 
 async def _run(service: Service[S], effective: S) -> int:
     log.info("service.starting", version=version("arriero"), pid=os.getpid(), settings=effective.redacted())
+    state = _State(asyncio.current_task())
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, state.ask)
     bus = Bus(effective.nats_user)
     try:
         await bus.open(
@@ -108,17 +115,16 @@ async def _run(service: Service[S], effective: S) -> int:
             password=effective.nats_password.get_secret_value(),
             name=f"arriero-{service.name}",
         )
-    except BusError as error:
-        log.error("service.start_failed", error=str(error))
-        print(f"arriero-{service.name}: {error}", file=sys.stderr)
-        return 1
-    try:
         async with service.start(effective, bus) as running:
-            return await _serve(service.name, effective, bus, running)
-    except StartFailed as error:
+            return await _serve(service.name, effective, bus, running, state)
+    except (StartFailed, BusError) as error:
         log.error("service.start_failed", error=str(error))
         print(f"arriero-{service.name}: {error}", file=sys.stderr)
         return 1
+    except asyncio.CancelledError:
+        if not state.interrupted:
+            raise
+        return 0
     finally:
         await bus.close()
         log.info("service.stopped")
@@ -129,13 +135,19 @@ class StartFailed(Exception):
 
 
 class _State:
-    def __init__(self) -> None:
+    def __init__(self, starting: "asyncio.Task[Any] | None" = None) -> None:
+        self.starting = starting  # until it serves, a signal cancels it
+        self.interrupted = False
         self.stopping = asyncio.Event()
         self.insisting = asyncio.Event()
         self.failed = False
         self.drift: list[str] | None = None
 
     def ask(self) -> None:
+        if self.starting:
+            self.interrupted = True
+            self.starting.cancel()
+            return
         (self.insisting if self.stopping.is_set() else self.stopping).set()
 
     def fail(self) -> None:
@@ -143,11 +155,7 @@ class _State:
         self.stopping.set()
 
 
-async def _serve(name: str, effective: ServiceSettings, bus: Bus, running: Running) -> int:
-    state = _State()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, state.ask)
+async def _serve(name: str, effective: ServiceSettings, bus: Bus, running: Running, state: _State) -> int:
     checks: dict[str, Check] = {
         "draining": lambda: "shutting down" if state.stopping.is_set() else None,
         "nats": lambda: None if bus.connected else "not connected to NATS",
@@ -155,6 +163,17 @@ async def _serve(name: str, effective: ServiceSettings, bus: Bus, running: Runni
         **running.checks,
     }
     ops = Port(OpsApp(name, checks), effective.ops_host, effective.ops_port)
+    sockets: list[list[socket.socket]] = []
+    try:
+        for port in [ops, *running.ports]:
+            sockets.append(_bind(port))
+    except StartFailed:
+        for bound in sockets:
+            _close(bound)
+        for coroutine in running.tasks.values():
+            coroutine.close()
+        raise
+    state.starting = None
     servers = [_Server(port) for port in [ops, *running.ports]]
     background = {
         **{f"{name}.{task}": coroutine for task, coroutine in running.tasks.items()},
@@ -162,24 +181,64 @@ async def _serve(name: str, effective: ServiceSettings, bus: Bus, running: Runni
         "runtime.lost": _watch_lost(bus, state),
     }
     tasks = [asyncio.create_task(_guard(task, coroutine, state), name=task) for task, coroutine in background.items()]
-    serving = [asyncio.create_task(_guard("http", server.serve(), state)) for server in servers]
+    serving = [
+        asyncio.create_task(_guard("http", server.serve(bound), state))
+        for server, bound in zip(servers, sockets, strict=True)
+    ]
+    log.info("service.started", ops=_address(sockets[0]), ports=[_address(bound) for bound in sockets[1:]])
     await state.stopping.wait()
     log.info("service.draining", failed=state.failed)
     if running.drain and not state.failed:
         draining = asyncio.create_task(_guard("drain", running.drain(), state))
         insisting = asyncio.create_task(state.insisting.wait())
         await asyncio.wait(
-            [draining, insisting], timeout=effective.drain_grace + 10, return_when=asyncio.FIRST_COMPLETED
+            [draining, insisting], timeout=effective.drain_grace + DRAIN_SLACK_S, return_when=asyncio.FIRST_COMPLETED
         )
-        for task in (draining, insisting):
-            task.cancel()
+        await _end([draining, insisting])
     for server in servers:
         server.should_exit = True
-    await asyncio.wait(serving, timeout=CLOSE_GRACE_S + 1)
-    for task in [*tasks, *serving]:
-        task.cancel()
-    await asyncio.gather(*tasks, *serving, return_exceptions=True)
+    await asyncio.wait(serving, timeout=HEAR_OUT_S + CLOSE_GRACE_S + 1)
+    await _end([*tasks, *serving])
     return 1 if state.failed else 0
+
+
+async def _end(tasks: list[asyncio.Task[Any]]) -> None:
+    for task in tasks:
+        task.cancel()
+    _, left = await asyncio.wait(tasks, timeout=END_GRACE_S)
+    for task in left:  # something swallowed the cancellation; the end of the loop cancels it once more
+        log.error("task.would_not_end", task=task.get_name())
+
+
+def _bind(port: Port) -> list[socket.socket]:
+    """Bound before anything runs, so that a taken port is one sentence. Raises StartFailed."""
+    bound: list[socket.socket] = []
+    try:
+        for family, kind, protocol, _, address in dict.fromkeys(
+            socket.getaddrinfo(port.host or None, port.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        ):
+            made = socket.socket(family, kind, protocol)
+            bound.append(made)
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            made.bind(address)
+            made.listen(0)  # Linux refuses the second of two only here; uvicorn sets the true backlog
+    except OSError as error:
+        _close(bound)
+        why = "the port is taken" if error.errno == errno.EADDRINUSE else error.strerror
+        raise StartFailed(f"cannot listen on {port.host}:{port.port}: {why}") from error
+    return bound
+
+
+def _close(sockets: list[socket.socket]) -> None:
+    for made in sockets:
+        made.close()
+
+
+def _address(sockets: list[socket.socket]) -> str:
+    host, port = sockets[0].getsockname()[:2]
+    return f"{host}:{port}"
 
 
 async def _guard(name: str, coroutine: Coroutine[Any, Any, None], state: _State) -> None:
@@ -189,11 +248,11 @@ async def _guard(name: str, coroutine: Coroutine[Any, Any, None], state: _State)
     except asyncio.CancelledError:
         raise
     except SystemExit as error:  # uvicorn, when its port is taken
+        state.fail()
         log.error("task.failed", task=name, error=f"exit {error.code}")
-        state.fail()
     except Exception:
+        state.fail()  # first: a log that cannot be written must not keep a dead service up
         log.exception("task.failed", task=name)
-        state.fail()
 
 
 async def _watch_drift(bus: Bus, state: _State) -> None:

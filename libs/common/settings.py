@@ -1,4 +1,7 @@
-"""Settings from the environment: prefix `ARRIERO_<SERVICE>_`, a secret also as `…_FILE` that names a file holding it."""
+"""Settings from the environment: prefix `ARRIERO_<SERVICE>_`, a secret also as `…_FILE` that names a file holding it.
+
+A flag goes before the environment. A secret given both ways is refused: which of the two is meant cannot be known.
+"""
 
 import json
 import os
@@ -8,9 +11,15 @@ from typing import Any, TypeVar
 
 from pydantic import Field, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
+
+from libs.common.logs import without_password
 
 S = TypeVar("S", bound="ServiceSettings")
+
+
+class _Unusable(Exception):
+    """Sentences for a human, one each variable."""
 
 
 class SecretFiles(PydanticBaseSettingsSource):
@@ -21,17 +30,27 @@ class SecretFiles(PydanticBaseSettingsSource):
         path = os.environ.get(name)
         if path is None or field.annotation is not SecretStr:
             return None, field_name, False
+        if (plain := name.removesuffix("_FILE")) in os.environ:
+            raise _Unusable(f"{name}: {plain} is given, too; give one of them")
         try:
             return Path(path).read_text(encoding="utf-8").strip(), field_name, False
         except OSError as error:
-            raise SystemExit(f"{name}: cannot read {path}: {error.strerror}") from error
+            raise _Unusable(f"{name}: cannot read {path}: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise _Unusable(f"{name}: {path} is not text in UTF-8") from error
 
     def __call__(self) -> dict[str, Any]:
-        found = {}
+        found, unusable = {}, []
         for name, field in self.settings_cls.model_fields.items():
-            value, key, _ = self.get_field_value(field, name)
+            try:
+                value, key, _ = self.get_field_value(field, name)
+            except _Unusable as error:
+                unusable.append(str(error))
+                continue
             if value is not None:
                 found[key] = value
+        if unusable:
+            raise _Unusable(*unusable)
         return found
 
 
@@ -64,11 +83,14 @@ class ServiceSettings(BaseSettings):
         return [url.strip() for url in self.nats_url.split(",") if url.strip()]
 
     def redacted(self) -> dict[str, Any]:
-        """Effective values; of secrets only whether they are set."""
-        return {
-            name: ("(set)" if value.get_secret_value() else "(not set)") if isinstance(value, SecretStr) else value
-            for name, value in self
-        }
+        """Effective values; of secrets only whether they are set, and URLs without passwords."""
+        return {name: _redacted(value) for name, value in self}
+
+
+def _redacted(value: Any) -> Any:
+    if isinstance(value, SecretStr):
+        return "(set)" if value.get_secret_value() else "(not set)"
+    return without_password(value) if isinstance(value, str) else value
 
 
 def load(settings: type[S], **given: Any) -> S:
@@ -80,11 +102,15 @@ def load(settings: type[S], **given: Any) -> S:
         for problem in error.errors():
             name = ".".join(str(part) for part in problem["loc"])
             print(f"{prefix}{name.upper()}: {problem['msg']}", file=sys.stderr)
-        raise SystemExit(2) from None
+    except _Unusable as error:
+        print("\n".join(error.args), file=sys.stderr)
+    except SettingsError as error:  # a list or mapping that is no JSON
+        print(error, file=sys.stderr)
+    raise SystemExit(2)
 
 
 def show(settings: ServiceSettings) -> str:
-    """What `--check` prints: one line per variable, ready for an env file."""
+    """What `--check` prints: one line per variable."""
     prefix = str(settings.model_config.get("env_prefix", ""))
     lines = []
     for name, value in settings.redacted().items():
