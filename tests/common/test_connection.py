@@ -705,3 +705,22 @@ async def test_a_direct_get_from_a_sequence_returns_what_follows_in_order_up_to_
     assert await bus.from_sequence("OUT", subject, 11) == []
     assert await bus.from_sequence("OUT", "out.node.acme.job_2.7.s") == []
     assert await bus.from_sequence("JOBS", NEW) == []
+
+
+async def test_a_transport_that_has_just_closed_is_away_and_not_an_unknown_error(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found by a fault run: uvloop says RuntimeError, and a poll became a 500 (seed 11)."""
+
+    async def closed(*_: object, **__: object) -> None:
+        raise RuntimeError("unable to perform operation on <TCPTransport closed=True>; the handler is closed")
+
+    for call in ("subscribe", "request", "publish"):
+        monkeypatch.setattr(bus._client, call, closed)
+    with pytest.raises(Away):
+        await bus.subscribe("a", lambda message: None)
+    with pytest.raises(Away):
+        await bus.request("a")
+    with pytest.raises(Unconfirmed):
+        await bus.append("a")
+    await bus.publish("a")

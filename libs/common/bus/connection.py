@@ -44,6 +44,9 @@ SAY_AGAIN_S = 10.0  # nats-py tells the same error with every attempt to reconne
 
 Headers = dict[str, str]
 
+# What nats-py's calls raise when the connection has just broken; uvloop says RuntimeError of a transport that is closed.
+BROKEN = (nats.errors.Error, OSError, RuntimeError)
+
 
 class Message(NamedTuple):
     subject: str
@@ -114,7 +117,7 @@ class Subscription:
         self._inner = inner
 
     async def stop(self) -> None:
-        with suppress(nats.errors.Error):
+        with suppress(*BROKEN):
             await self._inner.unsubscribe()
 
 
@@ -200,7 +203,7 @@ class Bus:
     async def publish(self, subject: str, payload: bytes = b"", *, reply: str = "") -> None:
         """Fire and forget. What is published while NATS is away may be delivered late, or never. Raises Refused if too large."""
         self._check_size(subject, payload, None)
-        with suppress(nats.errors.OutboundBufferLimitError, nats.errors.ConnectionClosedError):
+        with suppress(nats.errors.OutboundBufferLimitError, nats.errors.ConnectionClosedError, OSError, RuntimeError):
             await self._client.publish(subject, payload, reply=reply)
 
     async def request(self, subject: str, payload: bytes = b"", *, timeout: float = REQUEST_TIMEOUT_S) -> bytes:
@@ -245,7 +248,7 @@ class Bus:
 
         try:
             return Subscription(await self._client.subscribe(subject, queue=queue, cb=callback))
-        except nats.errors.ConnectionClosedError as error:
+        except (nats.errors.ConnectionClosedError, OSError, RuntimeError) as error:
             raise Away("the connection to NATS is closed") from error
 
     async def serve(
@@ -292,7 +295,7 @@ class Bus:
             msg = await self._asked(subject, payload, timeout, headers=headers)
         except nats.errors.NoRespondersError as error:
             raise NoResponders(f"no stream answers on {subject}") from error
-        except (nats.errors.Error, TimeoutError) as error:
+        except (*BROKEN, TimeoutError) as error:
             raise Unconfirmed(f"no ack for {subject}: {type(error).__name__}") from error
         try:
             ack = _pub_ack.decode(msg.data)
@@ -385,7 +388,7 @@ class Bus:
             return await self._asked(subject, payload, timeout)
         except nats.errors.NoRespondersError as error:
             raise NoResponders(f"nobody answers on {subject}") from error
-        except (nats.errors.Error, TimeoutError) as error:
+        except (*BROKEN, TimeoutError) as error:
             raise Away(f"no answer on {subject}: {type(error).__name__}") from error
 
     async def _asked(self, subject: str, payload: bytes, timeout: float, headers: Headers | None = None) -> Msg:
