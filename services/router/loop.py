@@ -81,6 +81,7 @@ class Router:
         self._journal = Journal(bus)
         self._clock = clock
         self._transitions = Transitions(bus, clock)
+        self.regained_at = 0.0  # monotonic; the lease, by this same process
         self._wake = asyncio.Event()
         self._orders = Orders(bus)
         self._gatherer = Gatherer(bus)
@@ -96,6 +97,12 @@ class Router:
         self._paused_until = 0.0
         self._capacity_news = True
         self._held: dict[str, str] = {}
+
+    @property
+    def _hearing_since(self) -> float:
+        """Since when silence of a node means something: not before this router's own connection was there, and not before
+        a lease that it had lost was its own again, because NATS may have stood still without breaking the connection."""
+        return max(self._bus.connected_at, self.regained_at)
 
     # -- what comes in -------------------------------------------------------------------------------------------------
 
@@ -312,7 +319,7 @@ class Router:
                         model,
                         self.fleet.nodes.values(),
                         now=now,
-                        connected_at=self._bus.connected_at,
+                        connected_at=self._hearing_since,
                         waited_ms=max(0, self._clock.now_ms() - job.created_ms),
                         avoid=frozenset(attempt.node for attempt in job.binding.attempts)
                         if job.binding
@@ -335,7 +342,7 @@ class Router:
 
     def _tick(self, now: float) -> None:
         self._capacity_news = True
-        self.fleet.bury(now, self._bus.connected_at)
+        self.fleet.bury(now, self._hearing_since)
         while self._delayed and self._delayed[0][0] <= self._clock.now_ms():
             _, key = heapq.heappop(self._delayed)
             if (delayed := self.index.jobs.get(key)) is not None:
@@ -382,7 +389,7 @@ class Router:
         assert binding.node is not None
         assert binding.boot is not None
         run = (job.key, binding.epoch)
-        if not self.fleet.alive_boot(binding.node, binding.boot, now, self._bus.connected_at):
+        if not self.fleet.alive_boot(binding.node, binding.boot, now, self._hearing_since):
             fault = Fault(code=Code.NODE_FAILED, message=f"node {binding.node} went away")
             self._deeds.do(job.key, self._requeue(job, binding.epoch, fault, "node_gone"))
             return
@@ -596,6 +603,6 @@ class Router:
         metrics.active.set(1 if self._is_active() else 0)
         metrics.jobs.labels("queued").set(len(self.index.jobs) - len(self._bound))
         metrics.jobs.labels("bound").set(len(self._bound))
-        alive = [view.liveness(now, self._bus.connected_at) for view in self.fleet.nodes.values()]
+        alive = [view.liveness(now, self._hearing_since) for view in self.fleet.nodes.values()]
         for liveness in Liveness:
             metrics.nodes.labels(str(liveness)).set(alive.count(liveness))

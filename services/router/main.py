@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -22,9 +23,14 @@ from services.router.settings import RouterSettings
 @asynccontextmanager
 async def start(settings: RouterSettings, bus: Bus) -> AsyncIterator[Running]:
     serving: list[Subscription] = []
+    was_active = False
 
     async def on_lease(active: bool) -> None:
         """Only the active router is spoken to."""
+        nonlocal was_active
+        if active and was_active:
+            router.regained_at = time.monotonic()
+        was_active = was_active or active
         if active and not serving:
             serving.append(await bus.subscribe(subjects.router("free"), router.on_free))
             serving.append(await bus.serve(subjects.router("place"), router.place))

@@ -168,3 +168,26 @@ async def test_a_word_about_an_older_binding_takes_nothing_from_the_node_that_ho
     tell(router, key, "new", a_submission(), 100)  # another life of the id
     await router._requeue(old, 3, None, "given_back")
     assert asked == []
+
+
+def test_silence_from_before_a_regained_lease_is_not_held_against_a_node(
+    router: Router, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NATS stood still without breaking a connection: the lease ran out, and no heartbeat came through either (DESIGN §3)."""
+    now = 1_000.0
+    monkeypatch.setattr(loop.time, "monotonic", lambda: now)
+    key, submission = a_key(), a_submission()
+    hear(router)
+    tell(router, key, "new", submission, 1)
+    tell(router, key, "active", a_binding(submission, 1, created_ms=NOW_MS), 2)
+    now += 15.0
+    taken: list[Any] = []
+    monkeypatch.setattr(router, "_requeue", lambda job, *_: taken.append(job.key))
+    monkeypatch.setattr(router, "_order", lambda *_: None)
+    monkeypatch.setattr(router._deeds, "do", lambda *_: None)
+    router.regained_at = now - 0.1
+    router._tick(now)
+    assert not taken
+    router.regained_at = 0.0
+    router._tick(now)
+    assert taken == [key], "without it, the same silence is a death"
