@@ -1,5 +1,6 @@
 """The HTTP application: routes as data, each in its frame."""
 
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import FastAPI
@@ -10,11 +11,14 @@ from services.gateway.endpoint import Endpoint, RouteSpec, nothing_here
 from services.gateway.http import Exchange, Receive, Scope, Send
 
 
-def create_app(specs: list[RouteSpec], credentials: Credentials) -> Any:
+def create_app(specs: list[RouteSpec], credentials: Credentials, *, closing: Callable[[], bool]) -> Any:
+    """`closing`: does this process shut down?"""
     # FastAPI's part is the application and, later, the OpenAPI document; the routes are plain ASGI (DESIGN §4).
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
     routes = [
-        _Route(spec.path, Endpoint(spec, credentials), methods=[spec.method], name=f"{spec.method} {spec.path}")
+        _Route(
+            spec.path, Endpoint(spec, credentials, closing), methods=[spec.method], name=f"{spec.method} {spec.path}"
+        )
         for spec in specs
     ]
     for route in routes:

@@ -34,12 +34,14 @@ class RouteSpec(NamedTuple):
 class Endpoint:
     """One route as an ASGI application."""
 
-    def __init__(self, spec: RouteSpec, credentials: Credentials) -> None:
+    def __init__(self, spec: RouteSpec, credentials: Credentials, closing: Callable[[], bool] = lambda: False) -> None:
         self._spec = spec
         self._credentials = credentials
+        self._closing = closing
 
     async def __call__(self, scope: HttpScope, receive: Receive, send: Send) -> None:
         exchange = Exchange(scope, receive, send)
+        exchange.closing = self._closing()  # a kept connection would be closed soon, perhaps under a request on its way
         began = time.monotonic()
         try:
             principal = await self._credentials.principal(exchange.raw_headers)

@@ -60,11 +60,10 @@ class FleetView:
 
     def _current(self) -> list[tuple[Heartbeat, float]]:
         now = time.monotonic()
-        return [
-            (beat, now - heard_at)
-            for _, (beat, _, heard_at) in sorted(self._beats.items())
-            if now - heard_at < RECORD_TTL_S
-        ]
+        # Records expire without a word, so whoever looks forgets them, too: names of nodes may come and go for ever.
+        for node in [node for node, (_, _, heard_at) in self._beats.items() if now - heard_at >= RECORD_TTL_S]:
+            del self._beats[node]
+        return [(beat, now - heard_at) for _, (beat, _, heard_at) in sorted(self._beats.items())]
 
     @property
     def is_complete(self) -> bool:

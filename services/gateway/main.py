@@ -56,7 +56,9 @@ async def start(settings: GatewaySettings, bus: Bus) -> AsyncIterator[Running]:
                 "fleet": fleet.follower.run(),
                 "pressure": pressure.watch(),
             },
-            ports=[Port(create_app(specs, credentials), settings.host, settings.port)],
+            ports=[
+                Port(create_app(specs, credentials, closing=lambda: pressure.draining), settings.host, settings.port)
+            ],
             checks={**credentials.checks(), "fleet": fleet.follower.problem},
             drain=drain,
         )

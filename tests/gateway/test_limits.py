@@ -9,10 +9,11 @@ import pytest
 from libs.common.bus.connection import Bus
 from libs.common.bus.provision import create_missing
 from libs.common.contracts.faults import Code, Failed
-from services.gateway import internal, metrics, pressure, readers
+from services.gateway import fleet, http, internal, metrics, pressure, readers
+from services.gateway.fleet import FleetView
 from services.gateway.intake import Intake, Share
 from services.gateway.readers import Readers
-from tests.gateway.conftest import adopt
+from tests.gateway.conftest import Keys, adopt
 from tests.gateway.running import MODEL, Gateway, RouterStub, add_client, add_node, running_gateway
 from tests.gateway.scripted import events
 from tests.support.nats_server import connected, nats_server
@@ -165,6 +166,48 @@ async def test_a_chat_holds_its_question_only_until_it_is_stored(
     assert not asking.done()
     asking.cancel()
     await asyncio.gather(asking, return_exceptions=True)
+
+
+async def test_a_body_that_trickles_is_not_waited_for_for_ever(
+    gateway: Gateway, keys: Keys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each byte comes in time, and yet it never ends."""
+    monkeypatch.setattr(http, "BODY_S", 0.3)
+    address = httpx.URL(gateway.url)
+    reader, writer = await asyncio.open_connection(address.host, address.port)
+    head = f"POST /jobs HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {keys.alice}\r\nContent-Length: 1000\r\n\r\n"
+    writer.write(head.encode())
+
+    async def trickle() -> None:
+        while True:
+            writer.write(b"x")
+            await asyncio.sleep(0.01)
+
+    trickling = asyncio.create_task(trickle())
+    try:
+        assert b"400 Bad Request" in await asyncio.wait_for(reader.readline(), 10)
+    finally:
+        trickling.cancel()
+        writer.close()
+
+
+# -- the fleet -------------------------------------------------------------------------------------------------------------
+
+
+async def test_nodes_that_are_gone_for_good_are_forgotten(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their records expire in the bucket without a word."""
+    view = FleetView(bus)
+    following = asyncio.create_task(view.follower.run())
+    try:
+        for n in range(20):
+            await add_node(bus, MODEL, node=f"n{n}")
+        await eventually(lambda: len(view.nodes()) == 20)
+        monkeypatch.setattr(fleet, "RECORD_TTL_S", 0.0)
+        assert view.nodes() == []
+        assert not view._beats
+    finally:
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
 
 
 # -- the door for services -----------------------------------------------------------------------------------------------

@@ -354,6 +354,11 @@ async def test_a_draining_gateway_ends_a_chat_in_its_dialect_and_cancels_nothing
         assert answer.json()["error"]["code"] == "draining"
         assert any(script.key.job in answer.json()["error"]["message"] for script in scripts), "where to read on"
     assert [await _mark(bus, script) for script in scripts] == [None, None]
+    refused = await alice.post(CHAT, json=BODY)
+    assert (refused.status_code, refused.headers["connection"]) == (503, "close")
+    assert (await alice.get(f"/jobs/{scripts[0].key.job}")).headers["connection"] == "close", (
+        "answered, for the last time"
+    )
 
 
 async def test_a_chat_that_is_being_read_ends_with_an_error_object_when_the_gateway_drains(

@@ -252,17 +252,22 @@ async def test_only_chats_of_this_dialect_and_of_this_client_are_found(
 
 
 async def test_a_resumed_reader_that_leaves_cancels_nothing(
-    gateway: Gateway, alice: httpx.AsyncClient, jobs: Jobs, bus: Bus
+    gateway: Gateway, keys: Keys, alice: httpx.AsyncClient, jobs: Jobs, bus: Bus
 ) -> None:
+    address = httpx.URL(gateway.url)
     async with asking(alice, stream=True):  # one that would cancel, if it left
         script = await jobs.next()
         await script.bind()
+        await eventually(lambda: script.freeze(0))
         before = gateway.subscriptions
-        for params in ({"stream": "true"}, {}):
-            reading = asyncio.create_task(alice.get(f"{CHAT}/{script.key.job}", params=params))
-            await eventually(lambda: gateway.subscriptions > before)
-            reading.cancel()
-            await asyncio.gather(reading, return_exceptions=True)
+        for query in ("?stream=true", ""):
+            _, writer = await asyncio.open_connection(address.host, address.port)
+            head = (
+                f"GET {CHAT}/{script.key.job}{query} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {keys.alice}\r\n\r\n"
+            )
+            writer.write(head.encode())
+            await eventually(lambda: gateway.subscriptions == before + 3)
+            writer.close()
             await eventually(lambda: gateway.subscriptions == before)
         assert await Journal(bus).cancel_mark(script.key) is None
         await script.finish(line(Event(end=End(state=JobState.SUCCEEDED, final={}))))
