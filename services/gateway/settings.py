@@ -3,10 +3,10 @@
 from pydantic import Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
-from libs.common.contracts.jobs import INLINE_LIMIT
 from libs.common.settings import ServiceSettings
 
-MAX_BODY = 64 * 1024 * 1024  # a body is held whole several times on its way: parsed, encoded, in parts
+MIB = 1024 * 1024
+MAX_BODY = 64 * MIB  # a body is held whole several times on its way: parsed, encoded, in parts
 
 
 class GatewaySettings(ServiceSettings):
@@ -19,5 +19,5 @@ class GatewaySettings(ServiceSettings):
     cluster_secret: SecretStr = Field(
         min_length=32, description="shared by all gateways and auth; at least 32 characters, random"
     )
-    max_body: int = Field(INLINE_LIMIT, ge=1024, le=MAX_BODY, description="largest request body taken")
+    max_body: int = Field(20 * MIB, ge=1024, le=MAX_BODY, description="largest request body taken")
     drain_grace: float = Field(300.0, ge=0, description="how long open streams may go on after SIGTERM")

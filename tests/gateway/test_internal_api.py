@@ -121,7 +121,7 @@ async def test_the_same_key_gives_the_same_job_and_another_body_is_refused(servi
         ("submit", b"{", Code.INVALID_REQUEST, None),
         ("submit", b"\xff", Code.INVALID_REQUEST, None),
         ("submit", b'{"job":"\xff"}', Code.INVALID_REQUEST, None),
-        ("submit", {"job": JOB | {"prompt": "x" * 600_000}}, Code.TOO_LARGE, None),
+        ("submit", {"job": JOB | {"prompt": "x" * 1_044_500}}, Code.TOO_LARGE, None),
         ("get", {"id": "job_nothere"}, Code.JOB_NOT_FOUND, None),
         ("get", {"id": "*"}, Code.JOB_NOT_FOUND, None),
         ("get", {"id": ">"}, Code.JOB_NOT_FOUND, None),
