@@ -104,7 +104,8 @@ async def test_too_many_streams_of_a_client_are_refused_before_they_begin_and_no
             await stack.enter_async_context(alice.stream("GET", f"/jobs/{job}/stream"))
         open_now = gateway.subscriptions
         for path in (f"/jobs/{job}/stream", f"/jobs/{job}?wait=5"):
-            answer = await alice.get(path)
+            async with asyncio.timeout(10):  # a stream that is not refused would never end
+                answer = await alice.get(path)
             assert (answer.status_code, answer.json()["code"]) == (503, "overloaded")
             assert "retry-after" in answer.headers
         chat = await alice.post(
