@@ -6,7 +6,7 @@ from libs.common.contracts.codec import Contract, Decoder
 
 BEAT_S = 2.0
 SUSPECT_S = 5.0  # no beat for so long: no new work
-DEAD_S = 8.0  # no beat for so long: its jobs go elsewhere
+DEAD_S = 7.5  # no beat for so long: its jobs go elsewhere; with the look at it every 0.25 s, within the promised 8 s
 RECORD_TTL_S = 600  # how long a node that left stays visible in /nodes
 
 
