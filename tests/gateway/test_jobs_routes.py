@@ -141,8 +141,8 @@ async def test_a_body_in_chunks_is_refused_once_it_has_grown_too_large(alice: ht
     """Nobody said how long it would be, so it is counted."""
 
     async def endless() -> AsyncIterator[bytes]:
-        for _ in range(100):
-            yield b" " * 10_000
+        for _ in range(100):  # 25 MB in all: the limit is 20 MiB
+            yield b" " * 250_000
 
     answer = await alice.post("/jobs", content=endless())
     assert answer.status_code == 413
