@@ -16,6 +16,7 @@ from services.gateway.credentials import Credentials, require
 from services.gateway.dialects import dialect_of, error_body, error_headers
 from services.gateway.http import Disconnected, Exchange, Receive, Send
 from services.gateway.http import Scope as HttpScope
+from services.gateway.warm_up import WarmUp
 
 log = structlog.get_logger()
 
@@ -34,16 +35,26 @@ class RouteSpec(NamedTuple):
 class Endpoint:
     """One route as an ASGI application."""
 
-    def __init__(self, spec: RouteSpec, credentials: Credentials, closing: Callable[[], bool] = lambda: False) -> None:
+    def __init__(
+        self,
+        spec: RouteSpec,
+        credentials: Credentials,
+        *,
+        closing: Callable[[], bool] = lambda: False,
+        warm_up: WarmUp | None = None,
+    ) -> None:
         self._spec = spec
         self._credentials = credentials
         self._closing = closing
+        self._warm_up = warm_up
 
     async def __call__(self, scope: HttpScope, receive: Receive, send: Send) -> None:
         exchange = Exchange(scope, receive, send)
         exchange.closing = self._closing()  # a kept connection would be closed soon, perhaps under a request on its way
         began = time.monotonic()
         try:
+            if self._warm_up is not None:
+                await self._warm_up.wait()
             principal = await self._credentials.principal(exchange.raw_headers)
             require(principal, self._spec.scope)
             await self._spec.handler(exchange, principal)

@@ -21,6 +21,7 @@ from services.gateway.pressure import Pressure
 from services.gateway.settings import GatewaySettings
 from services.gateway.streaming import Streams
 from services.gateway.submission import Submitter
+from services.gateway.warm_up import WarmUp
 
 GOODBYE_S = 3.0  # for streams to write their last frame once they have been ended
 
@@ -32,6 +33,7 @@ async def start(settings: GatewaySettings, bus: Bus) -> AsyncIterator[Running]:
     fleet, streams, pressure = FleetView(bus), Streams(), Pressure(bus)
     service = JobService(bus, fleet, Submitter(bus, secret, pressure))
     intake = Intake(settings.max_body)
+    warm_up = WarmUp([credentials.checks()["clients"], fleet.follower.problem])
     specs = [
         *JobsRoutes(service, streams, intake).routes(),
         *OpenAiRoutes(service, streams, intake).routes(),
@@ -55,9 +57,14 @@ async def start(settings: GatewaySettings, bus: Bus) -> AsyncIterator[Running]:
                 "credentials": credentials.run(),
                 "fleet": fleet.follower.run(),
                 "pressure": pressure.watch(),
+                "warm_up": warm_up.run(),
             },
             ports=[
-                Port(create_app(specs, credentials, closing=lambda: pressure.draining), settings.host, settings.port)
+                Port(
+                    create_app(specs, credentials, closing=lambda: pressure.draining, warm_up=warm_up),
+                    settings.host,
+                    settings.port,
+                )
             ],
             checks={**credentials.checks(), "fleet": fleet.follower.problem},
             drain=drain,

@@ -20,16 +20,12 @@ from tests.support.waiting import eventually
 pytestmark = pytest.mark.e2e
 
 SIM = (
-    "--models", "native:1=1GB:tools:native", "--seed", "7", "--slots", "4", "--disk-gbps", "100", "--decode-tps", "40",
+    "--models", "native:1=1GB:tools:native", "--seed", "7", "--slots", "4", "--disk-gbps", "100", "--decode-tps", "48",
 )  # fmt: skip
 GRACE_S = 2.0  # less than a long answer takes: some are ended by their gateway, or handed over by their worker
-SHORT, LONG = 30, 120  # tokens, at 40 a second
-LENGTH = {
-    "polled": LONG,
-    "streamed": LONG,
-    "detached": LONG,
-    "chatted": SHORT,
-}  # a chat that is not detached is not resumed
+SHORT, LONG = 15, 120  # tokens, at 48 a second when a node has nothing else to do
+# A chat that is not detached is not resumed: it must be short enough for the grace.
+LENGTH = {"polled": SHORT, "streamed": LONG, "detached": LONG, "chatted": SHORT}
 MAX_TRIES = 200  # of one request
 PAUSE_S = 0.05  # between two tries
 
@@ -58,6 +54,7 @@ class Proxy:
         self._turns = itertools.cycle([0, 1])
         self.went_over: Counter[str] = Counter()
         self.resumed = 0
+        self.begun: Counter[str] = Counter()  # streams that can be resumed, by gateway
 
     @contextlib.asynccontextmanager
     async def send(self, method: str, path: str, **more: Any) -> AsyncIterator[httpx.Response]:
@@ -90,6 +87,11 @@ class Proxy:
             said = await response.aread()
             assert response.status_code == status, (method, path, response.status_code, said)
             return json.loads(said)
+
+    async def begins_at(self, url: str) -> None:
+        """Until a stream has just begun there: longer than the grace, so the gateway has to end it."""
+        before = self.begun[url]
+        await eventually(lambda: self.begun[url] > before, within=20)
 
     # -- what clients do -------------------------------------------------------------------------------------------------
 
@@ -131,6 +133,8 @@ class Proxy:
             async with self.send(method, path, **more) as response:
                 assert response.status_code == 200, await response.aread()
                 job = response.headers["arriero-job-id"]
+                if not seen:
+                    self.begun[f"http://{response.url.netloc.decode()}"] += 1
                 text = (await response.aread()).decode()
             for event in parse_sse(text):
                 if event.id:
@@ -191,13 +195,16 @@ class Load:
 async def test_every_service_is_restarted_under_load_and_nobody_notices(stack: Stack) -> None:
     """SIGTERM to each service in turn, the next one when it is back, while streamed and polled answers go on."""
     up = stack.up
-    proxy = Proxy(up, f"http://127.0.0.1:{stack.base + 50}")
+    urls = {"gateway": up["gateway"], "gateway-2": f"http://127.0.0.1:{stack.base + 50}"}
+    proxy = Proxy(up, urls["gateway-2"])
     right = {asked(length): await proxy.polled(asked(length)) for length in (SHORT, LONG)}
     load = Load(proxy, right)
     running = asyncio.create_task(load.run())
     try:
         await eventually(lambda: len(load.answered) == len(LENGTH) or running.done(), within=20)
         for name in ("gateway", "gateway-2", "router", "router-2", *(n for n in up["pids"] if n.startswith("worker-"))):
+            if name.startswith("gateway"):
+                await proxy.begins_at(urls[name])
             old = stack.kill(name, signal.SIGTERM)
             await asyncio.to_thread(stack.wait_for_new_pid, name, old)
             assert not running.done(), running.result()
