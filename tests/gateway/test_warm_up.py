@@ -42,4 +42,4 @@ async def test_it_does_not_wait_for_ever(bus: Bus, keys: Keys, monkeypatch: pyte
         answer = await alice.get("/jobs")
         assert (answer.status_code, answer.json()["code"]) == (503, "unavailable")
         async with working(running):
-        pass
+            pass
