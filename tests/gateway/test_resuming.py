@@ -1,6 +1,7 @@
 """OpenAI's dialect goes on where it was cut, at any gateway, with the bytes of the uncut stream."""
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator
 from typing import Any
@@ -10,6 +11,7 @@ import msgspec
 import pytest
 
 from libs.common.bus.connection import Bus
+from libs.common.bus.failures import BusError
 from libs.common.contracts.events import End, Event, line
 from libs.common.contracts.faults import Code, Fault
 from libs.common.contracts.jobs import PastEpoch
@@ -109,6 +111,13 @@ async def test_the_same_request_with_its_key_and_last_event_id_goes_on_too(
         assert seen + answer.text == text
 
 
+async def watched(script: Script) -> bytes | None:
+    """Does a gateway answer for it? The one that was just left may have taken the question with it."""
+    with contextlib.suppress(BusError):
+        return await script.freeze(0)
+    return None
+
+
 async def test_a_running_stream_is_cut_and_goes_on_at_another_gateway(
     alice: httpx.AsyncClient, elsewhere: httpx.AsyncClient, jobs: Jobs
 ) -> None:
@@ -130,7 +139,7 @@ async def test_a_running_stream_is_cut_and_goes_on_at_another_gateway(
         last = parse_sse(first)[-1].id
         path = f"{CHAT}/{script.key.job}"
         rest = asyncio.create_task(elsewhere.get(path, params={"stream": "true", "after": last}))
-        await eventually(lambda: script.freeze(0))
+        await eventually(lambda: watched(script))
         await script.write(CALL, events("done"))
         await script.end()
         second = (await asyncio.wait_for(rest, 10)).text
@@ -153,7 +162,7 @@ async def test_a_stream_that_went_over_to_another_node_goes_on_from_a_place_unde
         first = await script.bind()
         await script.write(CALL, events("one "))
         base = len(script.log)
-        await eventually(lambda: script.freeze(0))
+        await eventually(lambda: watched(script))
         await script.bind(carried=script.log, past=(PastEpoch(epoch=first, base=base),))
         await script.write(events("two "), CALL)
         await script.end()
@@ -174,7 +183,7 @@ async def test_the_whole_completion_is_there_as_often_as_it_is_asked_for(
         waiting = asyncio.create_task(elsewhere.get(f"{CHAT}/{script.key.job}"))
         await script.bind()
         await script.write(events("Hello "), CALL)
-        await eventually(lambda: script.freeze(0))
+        await eventually(lambda: watched(script))
         assert not waiting.done(), "it waits for the end, as the first one does"
         await script.end()
         first, second = await answering, await asyncio.wait_for(waiting, 10)
@@ -258,7 +267,7 @@ async def test_a_resumed_reader_that_leaves_cancels_nothing(
     async with asking(alice, stream=True):  # one that would cancel, if it left
         script = await jobs.next()
         await script.bind()
-        await eventually(lambda: script.freeze(0))
+        await eventually(lambda: watched(script))
         before = gateway.subscriptions
         for query in ("?stream=true", ""):
             _, writer = await asyncio.open_connection(address.host, address.port)
