@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from joserfc import jws, jwt
 from joserfc.jwk import ECKey, OctKey, OKPKey, RSAKey
@@ -160,6 +160,8 @@ def test_junk_in_one_part_is_rejected_and_never_raises(part: int, raw: bytes) ->
     assert rejected(".".join(parts))
 
 
+@example("alg")  # joserfc lets a header pass that is a string or a list with this word in it
+@example(["alg"])
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=5), lambda s: st.lists(s, max_size=3)))
 def test_any_json_as_header_or_claims_never_raises(value: Any) -> None:
     header = base64.urlsafe_b64encode(json.dumps(value).encode()).rstrip(b"=").decode()

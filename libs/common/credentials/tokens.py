@@ -48,6 +48,8 @@ def verify(token: str, keys: PublicKeys, *, issuer: str, now: float) -> Claims |
         return Rejected("is too long")
     try:
         header = extract_compact(token.encode()).headers()
+        if not isinstance(header, dict):  # joserfc takes any JSON that holds the word "alg", a string too
+            return Rejected("is malformed")
         # RFC 8725 §3.1 and §3.11: one algorithm and one type, both checked before any key is looked at.
         if header.get("alg") != ALGORITHM:
             return Rejected(f"is not signed with {ALGORITHM}")
