@@ -133,6 +133,7 @@ class Bus:
         self._client = _Client()
         self._on_reconnect: list[Callable[[], None]] = []
         self._handlers: set[asyncio.Task[None]] = set()
+        self._closing = False
         self._refused = 0  # attempts to connect that ended with "authorization violation", since the last connect
         self._said = ("", 0.0)  # the last error, and when it was logged
         self._watchdog: asyncio.Task[None] | None = None
@@ -185,6 +186,7 @@ class Bus:
     async def close(self) -> None:
         if self._watchdog:
             self._watchdog.cancel()
+        self._closing = True
         for handler in list(self._handlers):
             handler.cancel()
         with suppress(nats.errors.Error, TimeoutError, OSError):  # the connection may just have broken
@@ -269,6 +271,8 @@ class Bus:
                 log.exception("bus.handler_failed", subject=message.subject)
 
         def receive(message: Message) -> None:
+            if self._closing:
+                return  # what still comes while the connection is closed finds nobody
             if len(running) >= MAX_HANDLERS:
                 log.warning("bus.request_dropped", subject=message.subject, handlers=len(running))
                 return
