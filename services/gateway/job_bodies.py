@@ -12,7 +12,7 @@ from libs.common.contracts.clients import Policy
 from libs.common.contracts.codec import NO_JSON
 from libs.common.contracts.faults import Code, Failed, failed
 from libs.common.contracts.requests import Kind, Priority, Request
-from services.gateway.submission import Wish
+from services.gateway.wish import Wish
 
 ROUTE = "/jobs"
 DEADLINE_S, RESULT_TTL_S = 3600.0, 24 * 3600.0  # DESIGN §3

@@ -19,15 +19,17 @@ from libs.common.contracts.faults import Code, Failed, failed
 from libs.common.contracts.jobs import Binding, CancelMark, Completion, Submission
 from libs.common.contracts.requests import Request, decode_request
 from libs.common.contracts.subjects import BadToken, JobKey
-from libs.common.journal import Entry, Journal, ttl_s
+from libs.common.folder import Entry, ttl_s
+from libs.common.journal import Journal
 from libs.common.states import JobState
 from services.gateway.dialects import NOT_FOUND_JOB
 from services.gateway.fleet import FleetView
 from services.gateway.job_bodies import parse_job
 from services.gateway.readers import Readers
-from services.gateway.submission import Submitted, Submitter, Wish, check_model
+from services.gateway.submission import Submitted, Submitter
 from services.gateway.view import job_view
 from services.gateway.watch import Log, Watch
+from services.gateway.wish import Wish, check_model
 
 log = structlog.get_logger()
 

@@ -12,7 +12,7 @@ from libs.common.contracts.faults import Code, failed
 from libs.common.contracts.headers import IDEMPOTENCY_KEY, JOB_ID
 from libs.common.contracts.jobs import Binding
 from libs.common.contracts.subjects import JobKey
-from libs.common.journal import Facts
+from libs.common.folder import Facts
 from services.gateway.endpoint import RouteSpec
 from services.gateway.http import Disconnected, Exchange
 from services.gateway.intake import Intake

@@ -13,7 +13,7 @@ from libs.common.contracts.codec import Malformed
 from libs.common.contracts.faults import Code, failed
 from libs.common.contracts.jobs import Completion
 from libs.common.contracts.streams import JOBS, NANOSECOND
-from libs.common.journal import Facts, facts_of
+from libs.common.folder import Facts, facts_of
 from libs.common.states import JobState
 from services.gateway.view import row
 

@@ -14,7 +14,7 @@ from libs.common.contracts.codec import NO_JSON
 from libs.common.contracts.faults import Code, Failed, failed
 from libs.common.contracts.requests import Kind, Priority, Request
 from services.gateway.job_bodies import MAX_INTEGER, ModelName, decode_body
-from services.gateway.submission import Wish
+from services.gateway.wish import Wish
 
 ROUTE = "/v1/chat/completions"
 DEADLINE_S, RESULT_TTL_S = 1800.0, 3600.0  # DESIGN §3

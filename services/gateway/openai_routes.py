@@ -82,7 +82,10 @@ class OpenAiRoutes:
         await exchange.respond_json(200, _model(found.name))
 
     async def chat(self, exchange: Exchange, principal: Principal) -> None:
-        """A client that leaves cancels its job, unless it said that somebody will come back for it."""
+        """A client that leaves cancels its job, unless it said that somebody will come back for it.
+
+        When this process ends it cancels nothing: the job goes on, or the router cancels what nobody reads (DESIGN §4).
+        """
         with self._intake.one() as share:
             await self._chat(exchange, principal, share)
 
@@ -112,8 +115,6 @@ class OpenAiRoutes:
                 metrics.disconnects.inc()
                 if not detached:
                     self._cancel_later(key)
-            except asyncio.CancelledError:
-                raise  # the process ends: the job goes on, or the router cancels what nobody reads (DESIGN §4)
 
     async def completion(self, exchange: Exchange, principal: Principal) -> None:
         """The completion of a job of this dialect, from wherever its reader stands. Never cancels it."""

@@ -14,65 +14,24 @@ from libs.common.contracts.clients import Principal
 from libs.common.contracts.codec import encode
 from libs.common.contracts.faults import Code, failed
 from libs.common.contracts.jobs import INLINE_LIMIT, MIN_RESULT_TTL_S, Submission
-from libs.common.contracts.nodes import DiskModel, canonical_model
-from libs.common.contracts.requests import Kind, Priority, Request
 from libs.common.contracts.streams import JOBS
 from libs.common.contracts.subjects import JobKey
+from libs.common.folder import Entry, digest, ttl_s
 from libs.common.ids import new_op_id
-from libs.common.journal import Entry, Journal, Lost, digest, ttl_s
+from libs.common.journal import Journal, Lost
 from services.gateway import metrics
 from services.gateway.pressure import Pressure
+from services.gateway.wish import Wish, capped, estimate_tokens
 
 log = structlog.get_logger()
 
-BYTES_PER_TOKEN = 4  # the usual rule of thumb; an estimate is all the router needs
 TRIES = 5  # a keyed folder that others keep changing under us
-_RANKS = list(Priority)
-
-
-class Wish(NamedTuple):
-    """What a dialect makes of a request. `deadline_s` and `result_ttl_s` None: the dialect's, or the client's, default."""
-
-    kind: Kind
-    request: Request
-    route: str
-    priority: Priority
-    deadline_s: float
-    result_ttl_s: float
-    detached: bool
-    metadata: dict[str, str] | None = None
-    include_usage: bool = False
-    retry_of: str | None = None
 
 
 class Submitted(NamedTuple):
     key: JobKey
     sequence: int  # of `new`; 0 for a job that was there already
     existing: Entry | None = None
-
-
-def capped(asked: Priority, best: Priority) -> Priority:
-    """The client's policy bounds what it may ask for."""
-    return max(asked, best, key=_RANKS.index)
-
-
-def check_model(model: str, models: dict[str, DiskModel], *, is_complete: bool = True) -> None:
-    """Raises MODEL_NOT_FOUND with the models that exist, UNAVAILABLE when that is not known (yet)."""
-    if canonical_model(model) in models:
-        return
-    if not is_complete:
-        raise failed(Code.UNAVAILABLE, "a node has not said yet which models it has; try again", retry_after_s=2)
-    if not models:
-        raise failed(Code.UNAVAILABLE, "no node with a model has joined the fleet yet; start a worker", retry_after_s=5)
-    names = sorted(model.name for model in models.values())
-    message = f"no node has the model {model!r}; there are: {', '.join(names[:50])}"
-    raise failed(Code.MODEL_NOT_FOUND, message, path="model", details={"models": names})
-
-
-def estimate_tokens(request: Request, size: int) -> tuple[int, int]:
-    """(prompt, output), roughly: images count as bytes, too, which is wrong but harmless until prices need better."""
-    asked = (request.options or {}).get("num_predict")
-    return max(1, size // BYTES_PER_TOKEN), asked if isinstance(asked, int) and asked > 0 else 0
 
 
 class Submitter:

@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 
 from libs.common.contracts.jobs import Attempt, Binding, Completion, Submission
-from libs.common.journal import Entry, Facts
+from libs.common.folder import Entry, Facts
 from libs.common.states import JobState
 from services.gateway.dialects import public
 from services.gateway.folding import fold

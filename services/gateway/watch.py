@@ -23,7 +23,8 @@ from libs.common.contracts.events import MAX_CHUNK, START, Position, frame, pars
 from libs.common.contracts.faults import Code, Failed, failed
 from libs.common.contracts.jobs import Binding, Completion, Submission, decode_hint
 from libs.common.contracts.subjects import JobKey
-from libs.common.journal import Entry, Facts, Journal
+from libs.common.folder import Entry, Facts
+from libs.common.journal import Journal
 from services.gateway.dialects import NOT_FOUND_JOB
 from services.gateway.positions import Assembler, carry
 from services.gateway.sse import END_PREFIX

@@ -33,7 +33,8 @@ from libs.common.contracts.headers import FACTS
 from libs.common.contracts.jobs import Binding, Completion, Submission, decode_cancel_mark
 from libs.common.contracts.nodes import canonical_model, decode_heartbeat
 from libs.common.contracts.subjects import JobKey
-from libs.common.journal import Entry, Journal, Lost, facts_of
+from libs.common.folder import Entry, facts_of
+from libs.common.journal import Journal, Lost
 from libs.common.states import JobState
 from services.router import metrics
 from services.router.clock import ServerClock

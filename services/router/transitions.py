@@ -17,8 +17,9 @@ from libs.common.contracts.headers import EXPECTED_SEQUENCE, FACTS, TTL
 from libs.common.contracts.jobs import KEEPS_REQUEST, Attempt, Binding, Completion, Hint, PastEpoch
 from libs.common.contracts.streams import JOBS, OUT
 from libs.common.contracts.subjects import JobKey
+from libs.common.folder import digest, facts_of, ttl_s
 from libs.common.ids import new_op_id
-from libs.common.journal import Journal, Lost, digest, facts_of, ttl_s
+from libs.common.journal import Journal, Lost
 from libs.common.states import JobState
 from services.router.clock import ServerClock
 from services.router.decide import Bind

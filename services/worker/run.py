@@ -21,8 +21,9 @@ from libs.common.contracts.jobs import MAX_RUN_S, Binding, Completion, Hint, Sub
 from libs.common.contracts.nodes import Phase, Running, canonical_model
 from libs.common.contracts.requests import Kind, Request, decode_request
 from libs.common.contracts.subjects import JobKey, OutKey
+from libs.common.folder import Entry, digest, ttl_s
 from libs.common.ids import new_op_id
-from libs.common.journal import Entry, Journal, Lost, digest, ttl_s
+from libs.common.journal import Journal, Lost
 from services.worker import metrics
 from services.worker.clock import ServerClock
 from services.worker.continuation import Continuation, continue_from

@@ -21,7 +21,7 @@ from libs.common.contracts.nodes import Phase, decode_heartbeat
 from libs.common.contracts.requests import Kind, Priority
 from libs.common.contracts.streams import Stream
 from libs.common.contracts.subjects import JobKey, parse_record
-from libs.common.journal import Facts, facts_of
+from libs.common.folder import Facts, facts_of
 from libs.common.states import JobState
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "contracts" / "v1"

@@ -21,8 +21,9 @@ from libs.common.contracts.jobs import (
 from libs.common.contracts.requests import Kind
 from libs.common.contracts.streams import JOBS
 from libs.common.contracts.subjects import JobKey
+from libs.common.folder import DONE_EXTRA_TTL_S, ttl_s
 from libs.common.ids import new_op_id
-from libs.common.journal import DONE_EXTRA_TTL_S, Journal, Lost, ttl_s
+from libs.common.journal import Journal, Lost
 from libs.common.states import JobState
 from tests.support.nats_server import NatsServer, connected
 from tests.support.waiting import eventually

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from libs.common.contracts.jobs import Binding, Completion, Submission
 from libs.common.contracts.requests import Kind
-from libs.common.journal import DONE_EXTRA_TTL_S, Entry, Facts, Verdict, judge, ttl_s
+from libs.common.folder import DONE_EXTRA_TTL_S, Entry, Facts, Verdict, judge, ttl_s
 from libs.common.states import JobState
 
 

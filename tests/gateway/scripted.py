@@ -17,8 +17,9 @@ from libs.common.contracts.faults import Failed
 from libs.common.contracts.jobs import Binding, Completion, Hint, PastEpoch, Submission, decode_submission
 from libs.common.contracts.requests import Kind
 from libs.common.contracts.subjects import JobKey, OutKey
+from libs.common.folder import digest
 from libs.common.ids import new_job_id, new_op_id
-from libs.common.journal import Journal, digest
+from libs.common.journal import Journal
 from libs.common.states import JobState
 from services.gateway.sse import log_frames
 from services.gateway.watch import Item, Log, Watch

@@ -12,7 +12,7 @@ from libs.common.contracts.faults import Code, Failed
 from libs.common.contracts.nodes import DiskModel, Heartbeat
 from libs.common.contracts.streams import NODES
 from services.gateway.fleet import YOUNG_BEATS, FleetView
-from services.gateway.submission import check_model
+from services.gateway.wish import check_model
 from tests.support.waiting import eventually
 
 

@@ -12,7 +12,8 @@ from libs.common.contracts.codec import encode
 from libs.common.contracts.faults import Code, Failed, Fault
 from libs.common.contracts.requests import Kind, Priority, decode_request
 from services.gateway.job_bodies import DEADLINE_S, RESULT_TTL_S, JobBody, parse_job
-from services.gateway.submission import Submitter, Wish
+from services.gateway.submission import Submitter
+from services.gateway.wish import Wish
 from tests.gateway.bodies import objects
 
 POLICY = Policy()

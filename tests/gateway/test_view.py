@@ -8,10 +8,10 @@ from libs.common.contracts.faults import Code, Failed, Fault
 from libs.common.contracts.jobs import Attempt, Binding, Completion, Timings, Usage
 from libs.common.contracts.nodes import DiskModel
 from libs.common.contracts.requests import Priority
-from libs.common.journal import Entry, Facts
+from libs.common.folder import Entry, Facts
 from libs.common.states import JobState
-from services.gateway.submission import capped, check_model
 from services.gateway.view import job_view, row, time_text
+from services.gateway.wish import capped, check_model
 from tests.gateway.scripted import events, submission
 
 AT = 1_700_000_000_123

@@ -12,7 +12,7 @@ from libs.common.contracts.events import START, Position, parse_frame
 from libs.common.contracts.faults import Code
 from libs.common.contracts.jobs import Binding, Completion, PastEpoch
 from libs.common.contracts.subjects import JobKey
-from libs.common.journal import Entry
+from libs.common.folder import Entry
 from libs.common.states import JobState
 from services.gateway import watch as watch_module
 from services.gateway.sse import log_frames

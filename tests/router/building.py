@@ -14,7 +14,8 @@ from libs.common.contracts.jobs import Binding, Completion, PastEpoch, Submissio
 from libs.common.contracts.nodes import DiskModel, Heartbeat, LoadedModel, Phase, Running
 from libs.common.contracts.requests import Kind, Priority
 from libs.common.contracts.subjects import JobKey
-from libs.common.journal import Entry, Journal, ttl_s
+from libs.common.folder import Entry, ttl_s
+from libs.common.journal import Journal
 from libs.common.states import JobState
 from services.router import main
 from services.router.lease import Lease

@@ -15,7 +15,7 @@ from libs.common.contracts.events import frame
 from libs.common.contracts.faults import Code, Fault
 from libs.common.contracts.jobs import Binding, PastEpoch
 from libs.common.contracts.subjects import JobKey
-from libs.common.journal import Entry
+from libs.common.folder import Entry
 from libs.common.states import JobState
 from services.router import fleet, loop
 from services.router.fleet import RunKey

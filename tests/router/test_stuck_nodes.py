@@ -12,7 +12,8 @@ from libs.common.contracts.events import decode_event
 from libs.common.contracts.jobs import Completion
 from libs.common.contracts.requests import Kind
 from libs.common.contracts.subjects import JobKey
-from libs.common.journal import Journal, ttl_s
+from libs.common.folder import ttl_s
+from libs.common.journal import Journal
 from libs.common.states import JobState
 from libs.ollama_sim.config import NodeConfig
 from libs.ollama_sim.faults import Fault as NodeFault

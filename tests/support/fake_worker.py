@@ -32,8 +32,9 @@ from libs.common.contracts.jobs import Binding, Completion, Hint
 from libs.common.contracts.nodes import DiskModel, Heartbeat, LoadedModel, Phase, Running
 from libs.common.contracts.streams import NODES
 from libs.common.contracts.subjects import JobKey, OutKey
+from libs.common.folder import digest, ttl_s
 from libs.common.ids import new_op_id
-from libs.common.journal import Journal, Lost, digest, ttl_s
+from libs.common.journal import Journal, Lost
 from libs.common.states import JobState
 
 RunKey = tuple[JobKey, int]

@@ -30,8 +30,9 @@ from libs.common.contracts.nodes import Heartbeat, decode_heartbeat
 from libs.common.contracts.requests import Kind
 from libs.common.contracts.streams import OUT
 from libs.common.contracts.subjects import JobKey
+from libs.common.folder import ttl_s
 from libs.common.ids import new_job_id, new_op_id
-from libs.common.journal import Journal, ttl_s
+from libs.common.journal import Journal
 from services.worker.main import start
 from services.worker.settings import WorkerSettings
 from tests.support.nats_server import NatsServer, connected

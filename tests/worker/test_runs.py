@@ -13,7 +13,7 @@ from libs.common.contracts.events import MAX_CHUNK, parse_frame
 from libs.common.contracts.faults import Code, Fault
 from libs.common.contracts.jobs import INLINE_LIMIT, Attempt, PastEpoch
 from libs.common.contracts.requests import Kind
-from libs.common.journal import digest
+from libs.common.folder import digest
 from libs.common.states import JobState
 from libs.ollama_sim.faults import Fault as NodeFault
 from libs.ollama_sim.faults import FaultKind
