@@ -356,6 +356,7 @@ class Router:
                 self._look_at_unbound(job)
         self._sweep(now)
         self._look_for_strays(now)
+        self._look_for_empty_holds()
 
     def _sweep(self, now: float) -> None:
         """A slice of everything, in turn: deadlines, readers, and whatever fell through is put back where it belongs."""
@@ -449,6 +450,17 @@ class Router:
                     self._deeds.do(run[0], self._stop_stray(view.name, view.beat.boot, run))
         for run in [run for run in self._stray_since if run not in seen]:
             del self._stray_since[run]
+
+    def _look_for_empty_holds(self) -> None:
+        """A slot that is held for a run which is not bound so any more, and of which its worker never said a word."""
+        for view in self.fleet.nodes.values():
+            for run, hold in view.holds.items():
+                if (
+                    hold.confirmed is None
+                    and run[0] not in self._deeds.busy
+                    and not self._bound_as(run, view.beat.boot)
+                ):
+                    view.doubt(run)
 
     def _tidy(self) -> None:
         """Keep some on their way, for as long as there are any."""

@@ -340,6 +340,14 @@ async def test_two_active_routers_lose_no_job_and_run_none_twice(bus: Bus, nats:
             await eventually(lambda router=router: not any(view.runs for view in router.fleet.nodes.values()))
 
 
+async def test_a_slot_is_not_held_for_a_run_that_nobody_bound(bus: Bus, routers: Routers) -> None:
+    """However it came about: an answer that was lost, a record that was folded late."""
+    async with fake_worker(bus, slots=1, finish_after=0) as worker, routers.one(bus) as router:
+        await heard(router, 1)
+        router.fleet.nodes[worker.node].reserve((JobKey("c", "gone"), 5), "m")
+        assert (await ended(bus, await submit(bus), within=20)).state is JobState.SUCCEEDED
+
+
 # -- readers -----------------------------------------------------------------------------------------------------------------
 
 

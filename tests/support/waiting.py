@@ -6,8 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 
-async def eventually(predicate: Callable[[], Any], within: float = 5.0, every: float = 0.01) -> Any:
-    """The first truthy value of `predicate` (plain or async); AssertionError after `within` seconds."""
+async def eventually(predicate: Callable[[], Any], within: float = 20.0, every: float = 0.01) -> Any:
+    """The first truthy value of `predicate` (plain or async); AssertionError after `within` seconds: far more than it ever
+    takes, so that a busy machine fails nothing."""
     last: Any = None
     try:
         async with asyncio.timeout(within):
