@@ -41,6 +41,8 @@ class Policy(Contract, frozen=True, kw_only=True):
     priority: Priority = Priority.INTERACTIVE
     deadline_s: float | None = None
     result_ttl_s: float | None = None
+    weight: float = 1.0  # its share of the fleet while others wait, too
+    max_running: int = 0  # jobs at nodes at once; the others wait. 0: no limit
 
 
 class Client(Contract, frozen=True, kw_only=True):

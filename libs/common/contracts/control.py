@@ -4,6 +4,7 @@ from enum import StrEnum
 
 from libs.common.contracts.codec import Contract, Decoder
 from libs.common.contracts.faults import Fault
+from libs.common.contracts.jobs import Decision, Submission
 
 
 class Run(Contract, frozen=True, kw_only=True):
@@ -20,6 +21,7 @@ class Run(Contract, frozen=True, kw_only=True):
     seconds_left: float
     keep_alive: str | int | None = None
     num_ctx: int | None = None
+    evict: tuple[str, ...] = ()  # models to unload first, so that this one fits; the router chose them by their price
 
 
 class RunStatus(StrEnum):
@@ -93,10 +95,59 @@ class PlaceQuery(Contract, frozen=True, kw_only=True):
 
 
 class PlaceAnswer(Contract, frozen=True, kw_only=True):
-    """`position` is 1 for the job that is served next; None when the job does not wait."""
+    """`position` is 1 for the job that is served next; None when the job does not wait. `start_s`: predicted seconds
+    until its first token."""
 
     position: int | None = None
+    start_s: float | None = None
     reason: str = ""
+
+
+class Quote(Contract, frozen=True, kw_only=True):
+    """`ctl.router.quote`: where would a job like this go, and when? Nothing is stored and no slot is held."""
+
+    client: str
+    submission: Submission
+
+
+class QuoteAnswer(Contract, frozen=True, kw_only=True):
+    """`decision` None: no node can take it at all, `reason` says why. Seconds from now, as predicted."""
+
+    decision: Decision | None = None
+    reason: str = ""
+    start_s: float | None = None
+    finish_s: float | None = None
+
+
+class ModelOp(StrEnum):
+    LOAD = "load"
+    UNLOAD = "unload"
+    PULL = "pull"
+
+
+class ModelOrder(Contract, frozen=True, kw_only=True):
+    """`ctl.<node>.<boot>.model`: work on a model of this node. Asking again joins the same work and tells how far it is;
+    what has ended is remembered for a minute."""
+
+    op: ModelOp
+    model: str
+    keep_alive: str | int | None = None
+    num_ctx: int | None = None
+
+
+class ModelWork(StrEnum):
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+
+
+class ModelAnswer(Contract, frozen=True, kw_only=True):
+    """`completed` of `total` bytes while Ollama tells them (a pull), else 0."""
+
+    state: ModelWork
+    status: str = ""
+    completed: int = 0
+    total: int = 0
 
 
 class Erase(Contract, frozen=True, kw_only=True):
@@ -121,6 +172,10 @@ decode_read = Decoder(Read)
 decode_pong = Decoder(Pong)
 decode_freeze = Decoder(FreezePrefix)
 decode_place_query = Decoder(PlaceQuery)
+decode_quote = Decoder(Quote)
+decode_quote_answer = Decoder(QuoteAnswer)
+decode_model_order = Decoder(ModelOrder)
+decode_model_answer = Decoder(ModelAnswer)
 decode_place_answer = Decoder(PlaceAnswer)
 decode_erase = Decoder(Erase)
 decode_erase_answer = Decoder(EraseAnswer)

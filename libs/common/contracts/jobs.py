@@ -48,7 +48,12 @@ class Submission(Contract, frozen=True, kw_only=True):
     digest: str  # of the request; with an Idempotency-Key the same key must come with the same digest
     prompt_tokens: int = 0  # estimate
     output_tokens: int = 0  # estimate
-    affinity: tuple[str, ...] = ()
+    affinity: tuple[
+        str, ...
+    ] = ()  # the prompt hashed block by block, each with all before it: the longest prefix is last
+    num_ctx: int = 0  # the context this request needs; 0: it says nothing
+    weight: float = 1.0  # the client's share among others, by its policy
+    max_running: int = 0  # jobs of this client at nodes at once, by its policy; 0: no limit
     detached: bool = False  # nobody has to watch: never cancelled for want of a reader
     metadata: dict[str, str] | None = None
     include_usage: bool = False  # OpenAI's stream_options: a stream of chunks ends with one of usage, resumed or not
@@ -73,8 +78,16 @@ class Attempt(Contract, frozen=True, kw_only=True):
 
 
 class Candidate(Contract, frozen=True, kw_only=True):
+    """A node that was looked at. Seconds, as predicted; None when it was refused before it was priced."""
+
     node: str
     verdict: str
+    wait_s: float | None = None  # until it has a slot for this model
+    load_s: float | None = None  # of the model, with what has to leave memory for it
+    prefill_s: float | None = None  # of the tokens that it does not hold already
+    decode_s: float | None = None
+    harm_s: float | None = None  # to others: reloading what is evicted
+    score_s: float | None = None  # what was compared; the smallest won
 
 
 class Decision(Contract, frozen=True, kw_only=True):
@@ -84,6 +97,9 @@ class Decision(Contract, frozen=True, kw_only=True):
     reason: str
     cold: bool = False  # the model was not in memory there: a load comes first
     waited_ms: int = 0
+    ttft_s: float | None = None  # predicted, from this decision to the first token
+    load_s: float = 0.0  # of it: the load
+    cached_tokens: int = 0  # of the prompt, that the node is believed to hold already
     candidates: tuple[Candidate, ...] = ()
 
 

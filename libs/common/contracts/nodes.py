@@ -69,6 +69,7 @@ class Heartbeat(Contract, frozen=True, kw_only=True):
     problem: str = ""  # why not, when not; or what is wrong with a part of it
     suspect_models: tuple[str, ...] = ()  # fell silent and are watched; no new work for them
     cold_stuck: bool = False  # a load never came: no work for models that are not in memory
+    vram: int | None = None  # bytes of GPU memory that Ollama may fill; 0: CPU only; None: not known
     ollama_version: str = ""
     arriero_version: str = ""
     url: str = ""

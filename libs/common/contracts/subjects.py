@@ -9,8 +9,8 @@
 | `out.<node>.<client>.<job>.<epoch>.s`      | stream OUT   | worker: acked segment         |
 | `evt.<client>.<job>`                       | core         | winner of a CAS: a hint       |
 | `prefix.<client>.<job>`                    | core request | router → watching gateways    |
-| `ctl.<node>.<boot>.run|cancel|read|ping`   | core request | router, gateway → worker      |
-| `ctl.router.free|place|erase`              | core         | worker, gateway → router      |
+| `ctl.<node>.<boot>.run|cancel|read|ping|model` | core request | router, gateway → worker |
+| `ctl.router.free|place|erase|quote`        | core         | worker, gateway → router      |
 | `api.<client>.submit|get|cancel|list`      | core request | internal service → gateways   |
 | `$KV.<bucket>.<key>`                       | buckets      | see `streams`                 |
 """
@@ -21,8 +21,8 @@ from typing import Literal, NamedTuple
 TOKEN = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 Record = Literal["new", "active", "done"]
-WorkerVerb = Literal["run", "cancel", "read", "ping"]
-RouterVerb = Literal["free", "place", "erase"]
+WorkerVerb = Literal["run", "cancel", "read", "ping", "model"]
+RouterVerb = Literal["free", "place", "erase", "quote"]
 ApiVerb = Literal["submit", "get", "cancel", "list"]
 
 
