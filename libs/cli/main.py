@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from libs.cli import chat, clients, fleet, job, nats, sim, status
+from libs.cli import chat, clients, fleet, job, nats, sim, simulate, status
 from libs.cli.failures import CommandFailed
 from libs.cli.output import fail
 from libs.cli.up import command as up_command
@@ -43,6 +43,9 @@ app.add_typer(clients.client_app, name="client")
 app.add_typer(clients.key_app, name="key")
 app.add_typer(nats.app, name="nats")
 app.command(add_help_option=False, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})(sim.sim)
+app.command(add_help_option=False, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})(
+    simulate.simulate
+)
 
 
 @clients.key_app.callback()

@@ -1,0 +1,3 @@
+from services.router.simulate.command import main
+
+main()
