@@ -20,11 +20,13 @@ from services.worker.clock import ServerClock
 from services.worker.endings import StopReason
 from services.worker.health import Health
 from services.worker.memory import Memory
+from services.worker.model_work import ModelDesk
 from services.worker.ollama import Ollama
 from services.worker.presence import CUT_OFF_S, Inventory, Presence
 from services.worker.run import Node
 from services.worker.runs import Runs
 from services.worker.settings import WorkerSettings
+from services.worker.vram import vram_of
 
 log = structlog.get_logger()
 
@@ -40,11 +42,14 @@ async def start(settings: WorkerSettings, bus: Bus) -> AsyncIterator[Running]:
     health = Health()
     inventory = Inventory(ollama, health)
     health.on_change = inventory.changed.set
+    desk = ModelDesk(ollama, inventory, lambda: runs.models(), patience=settings.patience)
     node = Node(
-        settings.node, boot, bus, Journal(bus), ollama, clock, Memory(), health, inventory.in_memory, settings.patience
-    )
+        settings.node, boot, bus, Journal(bus), ollama, clock, Memory(), health, inventory.in_memory, settings.patience,
+        desk.make_room,
+    )  # fmt: skip
     runs = Runs(node, settings.slots)
-    presence = Presence(bus, clock, inventory, health, runs, node=settings.node, boot=boot)
+    vram = await vram_of(settings.vram, settings.node_url)
+    presence = Presence(bus, clock, inventory, health, runs, node=settings.node, boot=boot, vram=vram)
     canary = Canary(ollama, inventory, health, patience=settings.patience)
     metrics.slots.set(settings.slots)
     try:
@@ -58,6 +63,7 @@ async def start(settings: WorkerSettings, bus: Bus) -> AsyncIterator[Running]:
         await bus.serve(subjects.worker(settings.node, boot, "run"), runs.run),
         await bus.serve(subjects.worker(settings.node, boot, "cancel"), runs.cancel),
         await bus.serve(subjects.worker(settings.node, boot, "read"), runs.read),
+        await bus.serve(subjects.worker(settings.node, boot, "model"), desk.answer),
         await bus.serve(subjects.worker(settings.node, boot, "ping"), runs.ping),
         await presence.watch_namesakes(),
     ]
@@ -92,6 +98,7 @@ async def start(settings: WorkerSettings, bus: Bus) -> AsyncIterator[Running]:
         for subscription in subscriptions:
             await subscription.stop()
         await runs.close()
+        await desk.close()
         await ollama.close()
 
 

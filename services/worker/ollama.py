@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator
 from http.cookiejar import CookieJar, DefaultCookiePolicy
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import aiohttp
 import httpx
@@ -31,7 +31,7 @@ ERROR_BODY_S = 5.0
 END_OF_BODY_S = 1.0
 MAX_ERROR_BODY = 64 * 1024
 SEND_AT_ONCE = 256 * 1024
-SPARE_CONNECTIONS = 8  # beyond the slots: runs taken on beside them, inventory, connections that are being closed
+SPARE_CONNECTIONS = 14  # beyond the slots: runs taken on beside them, inventory, model work, connections that are being closed
 
 # All that can go wrong on the way; the transport lets some of aiohttp's own errors through (an answer that is no HTTP).
 TROUBLE = (httpx.HTTPError, httpx.StreamError, aiohttp.ClientError, OSError)
@@ -39,6 +39,10 @@ TROUBLE = (httpx.HTTPError, httpx.StreamError, aiohttp.ClientError, OSError)
 
 class NodeAway(Exception):
     """The node's Ollama does not answer, or not as Ollama does."""
+
+
+class NodeRefused(Exception):
+    """The node's Ollama said no, in a sentence of its own."""
 
 
 class Ollama:
@@ -92,6 +96,25 @@ class Ollama:
             yield Broke(str(error))
         except TROUBLE as error:
             yield Broke(_what_broke(error))
+
+    async def lines(self, path: str, body: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
+        """What a request about a model answers: one object for a load or an unload, many for a pull (ollama-facts.md §1.8,
+        §1.10). Raises NodeRefused, also for an error in the middle, and NodeAway."""
+        try:
+            async with self._http.stream("POST", path, content=msgspec.json.encode(body), headers=_JSON) as response:
+                if response.status_code != 200:
+                    raise NodeRefused(error_text(await _error_body(response.aiter_raw())))
+                async for text in response.aiter_lines():
+                    if not text.strip():
+                        continue
+                    line = msgspec.json.decode(text, type=dict[str, Any])
+                    if "error" in line:
+                        raise NodeRefused(error_text(text.encode()))
+                    yield line
+        except TROUBLE as error:
+            raise NodeAway(_what_broke(error)) from error
+        except (msgspec.DecodeError, UnicodeError) as error:
+            raise NodeAway(f"{path} did not answer as Ollama does") from error
 
     async def disk_models(self) -> tuple[DiskModel, ...]:
         return tuple(

@@ -50,25 +50,18 @@ class Inventory:
         self._health = health or Health()
         self._tags_at = -TAGS_EVERY_S
         self._capabilities: dict[tuple[str, str], tuple[str, ...]] = {}
+        self._looking = asyncio.Lock()
 
     async def watch(self) -> None:
         while True:
-            before = (self.problem, self.loaded, self.models)
-            try:
-                await self._ask()
-                self.problem = ""
-            except NodeAway as error:
-                self.problem = str(error)
-                self.loaded = ()
-                self._tags_at = -TAGS_EVERY_S
-            if before != (self.problem, self.loaded, self.models):
-                self.changed.set()
-                if before[0] != self.problem:
-                    log.warning("node.problem", problem=self.problem) if self.problem else log.info("node.reachable")
-                    if not self.problem:
-                        self._health.came_back(time.monotonic())
-            metrics.node_reachable.set(0 if self.problem else 1)
+            await self._look()
             await asyncio.sleep(0.5 if self.problem else BEAT_S / 2)
+
+    async def refresh(self, *, disk: bool = False) -> None:
+        """Ask at once, and not only when it is due; `disk`: also what lies on the disk. Heartbeats tell it from then on."""
+        if disk:
+            self._tags_at = -TAGS_EVERY_S
+        await self._look()
 
     def in_memory(self, model: str) -> bool | None:
         """By its name, or that of a twin of the same manifest (ollama-facts.md §3.6); None while the node does not say."""
@@ -84,6 +77,24 @@ class Inventory:
     def only_embeds(self, model: str) -> bool:
         kinds = next((each.capabilities for each in self.models if canonical_model(each.name) == model), ())
         return "embedding" in kinds and "completion" not in kinds
+
+    async def _look(self) -> None:
+        async with self._looking:
+            before = (self.problem, self.loaded, self.models)
+            try:
+                await self._ask()
+                self.problem = ""
+            except NodeAway as error:
+                self.problem = str(error)
+                self.loaded = ()
+                self._tags_at = -TAGS_EVERY_S
+            if before != (self.problem, self.loaded, self.models):
+                self.changed.set()
+                if before[0] != self.problem:
+                    log.warning("node.problem", problem=self.problem) if self.problem else log.info("node.reachable")
+                    if not self.problem:
+                        self._health.came_back(time.monotonic())
+            metrics.node_reachable.set(0 if self.problem else 1)
 
     async def _ask(self) -> None:
         if time.monotonic() - self._tags_at >= TAGS_EVERY_S:
@@ -108,7 +119,16 @@ class Inventory:
 
 class Presence:
     def __init__(
-        self, bus: Bus, clock: ServerClock, inventory: Inventory, health: Health, runs: Runs, *, node: str, boot: str
+        self,
+        bus: Bus,
+        clock: ServerClock,
+        inventory: Inventory,
+        health: Health,
+        runs: Runs,
+        *,
+        node: str,
+        boot: str,
+        vram: int | None = None,
     ) -> None:
         self.replaced = asyncio.Event()
         self._bus = bus
@@ -119,6 +139,7 @@ class Presence:
         self._runs = runs
         self._node = node
         self._boot = boot
+        self._vram = vram
         self._beat = 0
         self._acked_at = time.monotonic()
 
@@ -169,6 +190,7 @@ class Presence:
             problem=self._inventory.problem or self._health.problem,
             suspect_models=self._health.suspect_models,
             cold_stuck=self._health.cold_stuck,
+            vram=self._vram,
             ollama_version=self._inventory.version,
             arriero_version=version("arriero"),
         )

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -78,6 +78,7 @@ class Node:
     health: Health
     in_memory: Callable[[str], bool | None]  # is this model? None when the node does not say
     patience: float = 1.0  # times all limits on silence
+    make_room: Callable[[tuple[str, ...]], Awaitable[None]] | None = None  # unload these, if nobody uses them
 
 
 @dataclass(eq=False)
@@ -252,6 +253,8 @@ class RunTask:
         self, kind: Kind, request: Request, carried: Carried | None, out: Output, patience: Patience
     ) -> Ending:
         joint: Joint | None = None
+        if self.order.evict and self.node.make_room is not None:
+            await self.node.make_room(self.order.evict)
         if carried is not None:
             found = await continue_from(self.node.ollama, kind, request, carried)
             if not isinstance(found, Continuation):

@@ -19,7 +19,7 @@ from libs.common.contracts.control import (
 )
 from libs.common.contracts.events import MAX_CHUNK, frame
 from libs.common.contracts.faults import Code, Fault
-from libs.common.contracts.nodes import Running
+from libs.common.contracts.nodes import Running, canonical_model
 from libs.common.contracts.subjects import JobKey
 from services.worker import metrics
 from services.worker.endings import StopReason
@@ -54,6 +54,10 @@ class Runs:
 
     def describe(self) -> tuple[Running, ...]:
         return tuple(run.describe() for run in self._running.values())
+
+    def models(self) -> set[str]:
+        """Canonical names of those that runs are at."""
+        return {canonical_model(run.model) for run in self._running.values() if run.model}
 
     def stop_all(self, reason: StopReason, text: str = "") -> None:
         for run in self._running.values():

@@ -5,6 +5,7 @@ from pydantic_settings import SettingsConfigDict
 
 from libs.common.contracts.subjects import BadToken, token
 from libs.common.settings import ServiceSettings
+from services.worker.vram import BadSize, parse_size
 
 
 class WorkerSettings(ServiceSettings):
@@ -35,6 +36,13 @@ class WorkerSettings(ServiceSettings):
         description="times the limits on a silent node: larger for a machine that is slower than any",
     )
 
+    vram: str = Field(
+        "",
+        description="GPU memory that its Ollama may fill, such as 24GB or 24GiB; 0: CPU only; "
+        "empty: ask nvidia-smi when the Ollama is on this machine, else not known",
+        json_schema_extra={"flag": True},
+    )
+
     @field_validator("node")
     @classmethod
     def _a_subject_token(cls, value: str) -> str:
@@ -49,3 +57,12 @@ class WorkerSettings(ServiceSettings):
     @classmethod
     def _without_slash(cls, value: str) -> str:
         return value.rstrip("/")
+
+    @field_validator("vram")
+    @classmethod
+    def _a_size(cls, value: str) -> str:
+        try:
+            parse_size(value)
+        except BadSize as error:
+            raise ValueError(str(error)) from error
+        return value

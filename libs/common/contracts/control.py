@@ -127,12 +127,13 @@ class ModelOp(StrEnum):
 
 class ModelOrder(Contract, frozen=True, kw_only=True):
     """`ctl.<node>.<boot>.model`: work on a model of this node. Asking again joins the same work and tells how far it is;
-    what has ended is remembered for a minute."""
+    what has ended is remembered for a minute, for the `op_id` that asked: another one begins anew."""
 
     op: ModelOp
     model: str
     keep_alive: str | int | None = None
     num_ctx: int | None = None
+    op_id: str = ""
 
 
 class ModelWork(StrEnum):
