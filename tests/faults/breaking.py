@@ -10,7 +10,7 @@ import aiohttp
 
 from libs.common.bus.failures import BusError
 from tests.faults.fleet import HOLDINGS, HOST, Fleet
-from tests.faults.plan import Deed, Strike
+from tests.faults.plan import CABLE, Deed, Strike
 from tests.faults.records import Book
 
 LOOK_S = 0.5
@@ -52,7 +52,8 @@ class Breaker:
             return target
         candidates = [target, *(name for name in self._fleet.names[strike.role] if name != target)]
         for name in candidates:
-            if name in self._busy or not self._fleet.processes[name].ready.is_set():
+            struck = self._fleet.processes[self._fleet.cable_of(name) if strike.deed in CABLE else name]
+            if name in self._busy or not struck.ready.is_set():
                 continue
             if strike.role in ("worker", "sim") and not self._spares_a_node(name.partition("-")[2]):
                 continue
@@ -63,13 +64,13 @@ class Breaker:
         return any(other != node and not {f"worker-{other}", f"sim-{other}"} & self._busy for other in HOLDINGS)
 
     async def _do(self, strike: Strike, target: str) -> None:
-        process = self._fleet.processes[target]
+        process = self._fleet.processes[self._fleet.cable_of(target) if strike.deed in CABLE else target]
         match strike.deed:
-            case Deed.KILL:
+            case Deed.KILL | Deed.DROP:
                 await process.strike(signal.SIGKILL, down_for=strike.seconds)
             case Deed.TERM:
                 await process.strike(signal.SIGTERM, down_for=min(strike.seconds, 1.0))
-            case Deed.STOP:
+            case Deed.STOP | Deed.CUT:
                 await process.freeze(strike.seconds)
             case Deed.SIM:
                 with contextlib.suppress(aiohttp.ClientError, TimeoutError, OSError):

@@ -11,6 +11,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, NamedTuple
 
+from tests.faults.plan import Deed
 from tests.faults.reading import Frame, Line, answer_text, chat_delta, frames, log_line, place, text_of
 from tests.faults.records import Record
 
@@ -18,6 +19,7 @@ FINAL = frozenset({"succeeded", "failed", "cancelled", "expired"})
 OVERDUE_S = 45.0  # past its deadline a job may run on so long: the router's own 20 s, and outages of the store
 HEALED_S = 40.0  # a process that runs, with nothing done to it or to NATS for so long, must be ready
 NOTICE_S = 1.5  # a service sees a closed connection at once; this leaves time for the look itself
+CUT_NOTICE_S = 8.0  # nobody closes what a cable carried: four pings of a second, and time for a busy machine
 SETTLED_S = 1.0  # with replicas a poll may be stale for a moment
 MOUTH_OF_JOB = frozenset({"node_failed", "node_busy", "interrupted", "deadline_exceeded", "result_too_large"})
 DOCUMENTED_503 = frozenset({"unavailable", "overloaded", "draining", "submit_unconfirmed"})
@@ -419,16 +421,17 @@ class _Checker:
             samples[record["name"]].append(record)
         disturbed = _intervals(self._of["fault"])
         nats_down = [] if self._replicated else _down(self._of["process"], "nats")
+        cuts = _intervals(record for record in self._of["fault"] if record["kind"].startswith(Deed.CUT))
         for name, seen in samples.items():
             # One question without an answer is a busy machine, not a process that is not ready.
             if all(sample["status"] != 200 for sample in (seen[-2:] if seen[-1]["status"] == 0 else seen[-1:])):
                 text = f"status {seen[-1]['status']} at the end: {seen[-1].get('problems')}"
                 self._say(Kind.NOT_READY, name, text, seen[-1]["t"])
+            gone = [(a + NOTICE_S, b) for a, b in nats_down]
+            gone += [(a + CUT_NOTICE_S, b) for a, b, target in cuts if target == name]
             for sample in seen:
-                if sample["status"] == 200 and any(
-                    a + NOTICE_S <= sample["sent"] and sample["t"] <= b for a, b in nats_down
-                ):
-                    self._say(Kind.UNTRUE, name, "ready while NATS was gone", sample["t"])
+                if sample["status"] == 200 and any(a <= sample["sent"] and sample["t"] <= b for a, b in gone):
+                    self._say(Kind.UNTRUE, name, "ready while NATS was gone, or out of its reach", sample["t"])
                     break
             self._check_healing(name, seen, disturbed)
 
@@ -486,7 +489,11 @@ class _Checker:
         self.counts["log events shown live"] = sum(sum(1 for f in stream.frames if f.id) for stream in live)
         crossed = sum(1 for stream in live if len({f.id.partition(".")[0] for f in stream.frames if f.id}) > 1)
         self.counts["live streams that went over to another attempt"] = crossed
-        self.counts["faults"] = sum(1 for record in self._of["fault"] if record["phase"] == "begun")
+        begun = [record for record in self._of["fault"] if record["phase"] == "begun"]
+        self.counts["faults"] = len(begun)
+        self.counts["faults that cut a service off from NATS"] = sum(
+            1 for record in begun if record["kind"].startswith((Deed.CUT, Deed.DROP))
+        )
         self.counts["texts compared with an undisturbed node's"] = len(self._of["expected"])
 
 

@@ -10,7 +10,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import aiohttp
 
@@ -42,12 +42,20 @@ HOLDINGS = {
 EVERYTHING = "everything"  # the undisturbed node that tells what the answers should be
 
 
+class _Cable(NamedTuple):
+    """A relay process; one port for each NATS server. `ready_port`: where it says that it runs."""
+
+    name: str
+    ready_port: int
+    ports: tuple[int, ...]
+
+
 class Fleet:
     def __init__(self, folder: Path, book: Book, http: aiohttp.ClientSession, *, servers: int) -> None:
         self.folder, self.book, self.http = folder, book, http
         self.replicated = servers > 1
         self.api_key = ""
-        self._ports = _free_ports(40)
+        self._ports = _free_ports(80)
         self.nats = [f"nats-{n}" if self.replicated else "nats" for n in range(1, servers + 1)]
         self.nats_ports = {name: (next(self._ports), next(self._ports), next(self._ports)) for name in self.nats}
         self.auth_port = next(self._ports)
@@ -56,6 +64,11 @@ class Fleet:
         self.oracle_port = next(self._ports)
         services = ["auth", *self.gateway_ports, "router-1", "router-2", *(f"worker-{node}" for node in HOLDINGS)]
         self.ops_ports = {name: next(self._ports) for name in services}
+        self.cables = {
+            name: _Cable(f"cable-{name}", next(self._ports), tuple(next(self._ports) for _ in self.nats))
+            for name in services
+            if name != "auth"
+        }
         self._cluster_secret, self._operator_secret = secrets.token_hex(24), secrets.token_hex(24)
         self.processes: dict[str, Process] = {}
         self.bus = Bus("")
@@ -83,9 +96,13 @@ class Fleet:
     def nats_urls(self) -> list[str]:
         return [f"nats://{HOST}:{ports[0]}" for ports in self.nats_ports.values()]
 
+    def cable_of(self, service: str) -> str:
+        """The process between a service and NATS."""
+        return self.cables[service].name
+
     async def start(self) -> None:
         async with asyncio.timeout(START_S):
-            await self._up([self._nats(name) for name in self.nats])
+            await self.start_nats()
             await self.bus.open(self.nats_urls, name="faults")
             await self._provision()
             await self._up([*self._sims(), self._service("auth", "auth", self._auth())])
@@ -96,10 +113,15 @@ class Fleet:
             self.api_key = await self._make_client()
             await self._until_known()
 
+    async def start_nats(self) -> None:
+        """The servers, and the cables that lead to them."""
+        await self._up([*map(self._nats, self.nats), *map(self._cable, self.cables.values())])
+
     async def stop(self) -> None:
         """Cannot fail, and leaves nothing behind."""
-        with contextlib.suppress(BusError, TimeoutError):
-            await self.bus.close()
+        if self.bus.connections:
+            with contextlib.suppress(BusError, TimeoutError):
+                await self.bus.close()
         await asyncio.gather(*(process.end() for process in self.processes.values()), return_exceptions=True)
 
     async def leader(self) -> str:
@@ -182,11 +204,18 @@ class Fleet:
         ]  # fmt: skip
         if self.replicated:
             routes = ", ".join(f'"nats-route://{HOST}:{ports[2]}"' for ports in self.nats_ports.values())
-            lines.append(f'cluster {{ name: faults, listen: "{HOST}:{route}", routes: [{routes}] }}')
+            # Told of the servers' own addresses, clients would go around their cables.
+            listen = f'listen: "{HOST}:{route}", no_advertise: true'
+            lines.append(f"cluster {{ name: faults, {listen}, routes: [{routes}] }}")
         file = self.folder / f"{name}.conf"
         file.write_text("\n".join(lines) + "\n")
         health = "healthz?js-meta-only=true" if self.replicated else "healthz"
         return Spec(name, (binary(), "-c", str(file)), f"http://{HOST}:{monitor}/{health}")
+
+    def _cable(self, cable: "_Cable") -> Spec:
+        pairs = [f"{port}:{ports[0]}" for port, ports in zip(cable.ports, self.nats_ports.values(), strict=True)]
+        argv = (sys.executable, "-m", "tests.faults.cable", str(cable.ready_port), *pairs)
+        return Spec(cable.name, argv, f"http://{HOST}:{cable.ready_port}/")
 
     def _sims(self) -> list[Spec]:
         def sim(name: str, port: int, models: tuple[str, ...], *more: str) -> Spec:
@@ -199,8 +228,10 @@ class Fleet:
         return [*nodes, sim(EVERYTHING, self.oracle_port, tuple(_SPECS), "--instant")]
 
     def _service(self, name: str, kind: str, settings: dict[str, str]) -> Spec:
+        cable = self.cables.get(name)
+        urls = [f"nats://{HOST}:{port}" for port in cable.ports] if cable else self.nats_urls
         everywhere = {
-            "NATS_URL": ",".join(self.nats_urls),
+            "NATS_URL": ",".join(urls),
             "OPS_HOST": HOST,
             "OPS_PORT": str(self.ops_ports[name]),
             "DRAIN_GRACE": f"{DRAIN_GRACE_S:g}",

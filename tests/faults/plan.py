@@ -85,6 +85,12 @@ class Deed(StrEnum):
     STOP = "SIGSTOP"
     TERM = "SIGTERM"
     SIM = "node fault"  # POST /sim/faults
+    CUT = "cut from NATS"  # its cable passes nothing, and no connection is closed
+    DROP = "dropped from NATS"  # its cable ends, and every connection with it
+
+
+CABLE = frozenset({Deed.CUT, Deed.DROP})  # done to a service's cable, not to its process
+LONG_CUT_S = 30.0  # a worker that was away for so long stops its generations (DESIGN §3)
 
 
 class Strike(NamedTuple):
@@ -100,6 +106,8 @@ class Strike(NamedTuple):
 
     @property
     def kind(self) -> str:
+        if self.deed is Deed.CUT and self.seconds > LONG_CUT_S:
+            return f"{self.deed} > {LONG_CUT_S:g} s"
         return f"{self.deed} {dict(self.sim)['kind']}" if self.sim else str(self.deed)
 
 
@@ -109,8 +117,11 @@ _WEIGHTS = {
     ("router", Deed.KILL): 8, ("router", Deed.STOP): 5, ("router", Deed.TERM): 3,
     ("sim", Deed.KILL): 6, ("sim", Deed.STOP): 3, ("sim", Deed.SIM): 14,
     ("nats", Deed.KILL): 5, ("nats", Deed.STOP): 4, ("nats", Deed.TERM): 2,
+    ("worker", Deed.CUT): 12, ("gateway", Deed.CUT): 8, ("router", Deed.CUT): 7,
+    ("worker", Deed.DROP): 4, ("gateway", Deed.DROP): 4, ("router", Deed.DROP): 3,
 }  # fmt: skip
 _SIM_FAULTS = ("crash", "death", "eof", "half-line", "reset", "busy", "empty", "html", "hang", "exit")
+_LONG_CUTS = 0.12  # of all cuts
 _SHORT_SIM_FAULTS = tuple(kind for kind in _SIM_FAULTS if kind != "hang")
 
 
@@ -123,6 +134,7 @@ def strikes(
     names: dict[str, list[str]],
     longest_stop_s: float = 12.0,
     hangs: bool = True,
+    long_cuts: bool = True,
 ) -> list[Strike]:
     """`names`: the processes of each role. Times are spread evenly, with chance between."""
     draw = random.Random(f"{seed} faults")
@@ -137,6 +149,12 @@ def strikes(
         seconds = draw.uniform(0.2, 3.0)
         if deed is Deed.STOP:
             seconds = draw.uniform(1.0, min(longest_stop_s, 5.0 if role == "nats" else longest_stop_s))
+        elif deed is Deed.CUT:
+            long = draw.random() < _LONG_CUTS
+            seconds = (
+                draw.uniform(LONG_CUT_S + 1, LONG_CUT_S + 10) if long and long_cuts else seconds * longest_stop_s / 3
+            )
+            seconds = max(1.0, seconds)
         elif role == "worker" and deed is Deed.KILL and draw.random() < 0.2:
             seconds = draw.uniform(5.0, longest_stop_s)
         sim: tuple[tuple[str, object], ...] = ()
@@ -152,6 +170,12 @@ def strikes(
 
 
 def must_have(seed: int, names: dict[str, list[str]], *, at_s: float) -> list[Strike]:
-    """What even a short run shall not miss: a worker frozen for longer than a node is waited for, and thawed again."""
+    """What even a short run shall not miss: a worker frozen for longer than a node is waited for, another one cut off for so
+    long, and a gateway for longer than it takes to notice; each comes back and finds what happened without it."""
     draw = random.Random(f"{seed} must have")
-    return [Strike(1000, at_s, "worker", Deed.STOP, draw.choice(names["worker"]), 10.5)]
+    frozen, cut = draw.sample(names["worker"], 2)
+    return [
+        Strike(1000, at_s, "worker", Deed.STOP, frozen, 10.5),
+        Strike(1001, at_s, "worker", Deed.CUT, cut, 9.5),
+        Strike(1002, at_s, "gateway", Deed.CUT, draw.choice(names["gateway"]), 6.0),
+    ]

@@ -12,7 +12,8 @@ _HEAD = """\
 # Reliability, as it was measured
 
 Written by `make faults`; its fixed parts stand in `tests/faults/method.md`. A seeded load of jobs, polls, streams, chats,
-cancels and repeats runs while gateways, routers, workers, simulated nodes and NATS servers are killed, frozen and restarted.
+cancels and repeats runs while gateways, routers, workers, simulated nodes and NATS servers are killed, frozen and restarted,
+and while gateways, routers and workers are cut off from NATS.
 Clients write down what they see, and a checker that shares no code with the services reads it afterwards.
 """
 _HEALING = """\

@@ -29,6 +29,7 @@ class Wanted(NamedTuple):
     deadline_s: float = 60.0
     longest_stop_s: float = 12.0
     hangs: bool = True
+    long_cuts: bool = True  # of more than 30 s, now and then
     clients: int = 150  # at once; more wait for their turn
     rest_s: float = 90.0  # for what is left to end
     must_have: bool = False
@@ -66,7 +67,7 @@ def _strikes(wanted: Wanted, fleet: Fleet, began: float) -> list[Strike]:
     until_s = began + wanted.seconds * 0.95
     made = plan.strikes(
         wanted.seed, wanted.faults, from_s=began + SETTLE_S, until_s=until_s, names=names,
-        longest_stop_s=wanted.longest_stop_s, hangs=wanted.hangs,
+        longest_stop_s=wanted.longest_stop_s, hangs=wanted.hangs, long_cuts=wanted.long_cuts,
     )  # fmt: skip
     if wanted.must_have:
         made += plan.must_have(wanted.seed, fleet.names, at_s=began + SETTLE_S)

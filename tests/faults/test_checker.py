@@ -37,6 +37,12 @@ class Run:
         given = {"n": 1, "op": op, "gateway": "gateway-1", "sent": float(len(self.records)), "status": status}
         return self.note("call", **(given | {"retry_after": retry_after} | facts))
 
+    def fault(self, target: str, *, begun: float, over: float) -> None:
+        """A cut of its cable."""
+        for t, phase in ((begun, "begun"), (over, "over")):
+            kind = "cut from NATS > 30 s" if over - begun > 30 else "cut from NATS"
+            self.note("fault", id=1, role=target.partition("-")[0], kind=kind, target=target, phase=phase)["t"] = t
+
     def stream(
         self,
         frames: str,
@@ -288,6 +294,12 @@ def _untrue(run: Run) -> None:
     run.note("readyz", name="gateway-1", sent=53.0, status=200, problems="")["t"] = 53.01
 
 
+def _untrue_behind_a_cut_cable(run: Run) -> None:
+    run.end()
+    run.fault("gateway-1", begun=50.0, over=62.0)
+    run.note("readyz", name="gateway-1", sent=59.0, status=200, problems="")["t"] = 59.01
+
+
 def _server_error(run: Run) -> None:
     run.call("view", 500, job=JOB, code="internal")
     run.end()
@@ -343,6 +355,7 @@ CASES: list[tuple[Callable[[Run], None], Kind]] = [
     (_not_ready_at_the_end, Kind.NOT_READY),
     (_never_healed, Kind.NOT_READY),
     (_untrue, Kind.UNTRUE),
+    (_untrue_behind_a_cut_cable, Kind.UNTRUE),
     (_server_error, Kind.STATUS),
     (_bare_503, Kind.STATUS),
     (_overdue, Kind.OVERDUE),
@@ -369,6 +382,16 @@ def test_a_stale_poll_right_after_the_end_is_allowed_with_replicas_only() -> Non
     run.end()
     assert run.kinds(replicated=True) == set()
     assert run.kinds() == {Kind.EARLY_END}
+
+
+def test_who_is_cut_off_has_time_to_notice_and_may_be_unready_as_long_as_it_lasts() -> None:
+    run = Run()
+    run.end()
+    run.fault("gateway-1", begun=50.0, over=90.0)
+    for t, status in ((53.0, 200), (60.0, 503), (89.0, 503), (101.0, 503), (102.0, 200)):
+        run.note("readyz", name="gateway-1", sent=t, status=status, problems="")["t"] = t
+    assert run.kinds() == set()
+    assert check(run.records).counts["faults that cut a service off from NATS"] == 1
 
 
 def test_heal_times_count_from_the_fault_to_the_first_job_submitted_after_it() -> None:
