@@ -96,12 +96,13 @@ fi
     "$compare $(follow KV_clients KV_signing KV_revoked) $(api STREAM.MSG.GET.KV_clients STREAM.MSG.GET.KV_signing STREAM.MSG.GET.KV_revoked)
      \$KV.clients.> \$KV.signing.> \$KV.revoked.>" '' "$answers"
   user gateway nats-gateway \
-    "$compare $(follow JOBS KV_nodes KV_clients KV_revoked KV_models) $(api CONSUMER.MSG.NEXT.JOBS.\* STREAM.MSG.GET.JOBS DIRECT.GET.JOBS)
-     jobs.*.*.new cancels.*.* parts.*.*.*.* evt.*.* ctl.router.place ctl.router.erase ctl.*.*.read" \
+    "$compare $(follow JOBS KV_nodes KV_clients KV_revoked KV_models) $(api CONSUMER.MSG.NEXT.JOBS.\* STREAM.MSG.GET.JOBS STREAM.MSG.GET.KV_models DIRECT.GET.JOBS)
+     jobs.*.*.new cancels.*.* parts.*.*.*.* evt.*.* ctl.router.place ctl.router.erase ctl.router.quote ctl.*.*.read ctl.*.*.model
+     \$KV.models.>" \
     'api.*.* out.*.*.*.*.c evt.*.* prefix.*.*' "$answers"
   user router nats-router \
-    "$compare $(follow JOBS KV_nodes KV_models) $(api STREAM.MSG.GET.JOBS STREAM.MSG.GET.OUT STREAM.MSG.GET.KV_leases DIRECT.GET.JOBS DIRECT.GET.OUT STREAM.PURGE.JOBS STREAM.PURGE.OUT)
-     jobs.*.*.* cancels.*.* parts.*.*.*.* evt.*.* prefix.*.* ctl.*.*.run ctl.*.*.cancel ctl.*.*.ping \$KV.leases.*" \
+    "$compare $(follow JOBS KV_nodes KV_models) $(api STREAM.MSG.GET.JOBS STREAM.MSG.GET.OUT STREAM.MSG.GET.KV_leases STREAM.MSG.GET.KV_models DIRECT.GET.JOBS DIRECT.GET.OUT STREAM.PURGE.JOBS STREAM.PURGE.OUT)
+     jobs.*.*.* cancels.*.* parts.*.*.*.* evt.*.* prefix.*.* ctl.*.*.run ctl.*.*.cancel ctl.*.*.model ctl.*.*.ping \$KV.leases.*" \
     'ctl.router.> $KV.nodes.*' "$answers"
   set +f
   for file in "$secrets"/nats-worker-*; do

@@ -1,6 +1,7 @@
 """What gateways know of the fleet: which models exist, for `/v1/models` and 404s, and the view of `/nodes`."""
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -13,13 +14,13 @@ from libs.common.contracts.codec import Malformed
 from libs.common.contracts.nodes import (
     DEAD_S,
     RECORD_TTL_S,
-    SUSPECT_S,
     DiskModel,
     Heartbeat,
     canonical_model,
     decode_heartbeat,
 )
 from libs.common.contracts.streams import NODES, key_subject
+from services.gateway.fleet_models import state_of
 
 log = structlog.get_logger()
 
@@ -58,7 +59,8 @@ class FleetView:
         except Malformed as error:
             log.warning("heartbeat.malformed", node=node, error=str(error))
 
-    def _current(self) -> list[tuple[Heartbeat, float]]:
+    def current(self) -> list[tuple[Heartbeat, float]]:
+        """Every node's last heartbeat, and how many seconds ago it was."""
         now = time.monotonic()
         # Records expire without a word, so whoever looks forgets them, too: names of nodes may come and go for ever.
         for node in [node for node, (_, _, heard_at) in self._beats.items() if now - heard_at >= RECORD_TTL_S]:
@@ -70,13 +72,13 @@ class FleetView:
         """Has every node that has just started said which models it has? If not, an unknown model may exist all the same."""
         return not any(
             silent_about_models(beat) and beat.beat <= YOUNG_BEATS and silent < DEAD_S
-            for beat, silent in self._current()
+            for beat, silent in self.current()
         )
 
     def models(self) -> dict[str, DiskModel]:
         """The union of what nodes hold, by canonical name; of nodes that are away for a moment, too."""
         found: dict[str, DiskModel] = {}
-        for beat, _ in self._current():
+        for beat, _ in self.current():
             for model in beat.models:
                 found.setdefault(canonical_model(model.name), model)
         return found
@@ -88,25 +90,29 @@ class FleetView:
             (run.client, run.job, run.epoch) == (client, job, epoch) for run in entry[0].running
         )
 
-    def nodes(self) -> list[dict[str, Any]]:
-        return [self._describe(beat, silent) for beat, silent in self._current()]
+    def has_loaded(self, node: str, model: str) -> bool:
+        """By the node's last heartbeat."""
+        entry, wanted = self._beats.get(node), canonical_model(model)
+        return entry is not None and any(canonical_model(loaded.name) == wanted for loaded in entry[0].loaded)
 
-    def _describe(self, beat: Heartbeat, silent: float) -> dict[str, Any]:
-        if silent >= DEAD_S:
-            state = "dead"
-        elif silent >= SUSPECT_S:
-            state = "suspect"
-        elif beat.draining:
-            state = "draining"
-        else:
-            state = "ready" if beat.reachable else "unreachable"
+    def node(self, name: str) -> tuple[Heartbeat, float] | None:
+        return next((seen for seen in self.current() if seen[0].node == name), None)
+
+    def nodes(self, draining: Callable[[str], bool] = lambda node: False) -> list[dict[str, Any]]:
+        """`draining`: did an operator say so?"""
+        return [self._describe(beat, silent, draining(beat.node)) for beat, silent in self.current()]
+
+    def _describe(self, beat: Heartbeat, silent: float, told_to_drain: bool) -> dict[str, Any]:
+        draining = told_to_drain or beat.draining
         return {
             "name": beat.node,
-            "state": state,
+            "state": state_of(beat, silent, draining=draining),
+            "draining": draining,
             "problem": beat.problem or None,
             "last_seen_s": round(silent, 1),
             "slots": beat.slots,
             "running": len(beat.running),
+            "vram": beat.vram,
             "models": [
                 {"name": m.name, "size": m.size, "digest": m.digest, "capabilities": list(m.capabilities)}
                 for m in beat.models

@@ -104,6 +104,17 @@ class Exchange:
             ],
         )
 
+    async def start_lines(self) -> None:
+        """Begin a stream of JSON lines."""
+        await self._start(
+            200,
+            [
+                (b"content-type", b"application/x-ndjson"),
+                (b"cache-control", b"no-store"),
+                (b"x-accel-buffering", b"no"),
+            ],
+        )
+
     async def write(self, data: bytes) -> None:
         await self._send({"type": "http.response.body", "body": data, "more_body": True})
 

@@ -9,6 +9,7 @@ from libs.common import runtime
 from libs.common.bus.connection import Bus
 from libs.common.runtime import Port, Running, Service
 from services.gateway.app import create_app
+from services.gateway.catalog import Catalog
 from services.gateway.credentials import Credentials
 from services.gateway.fleet import FleetView
 from services.gateway.fleet_routes import FleetRoutes
@@ -16,6 +17,7 @@ from services.gateway.intake import Intake
 from services.gateway.internal import InternalApi
 from services.gateway.job_service import JobService
 from services.gateway.jobs_routes import JobsRoutes
+from services.gateway.models_routes import ModelsRoutes
 from services.gateway.openai_routes import OpenAiRoutes
 from services.gateway.pressure import Pressure
 from services.gateway.settings import GatewaySettings
@@ -31,13 +33,15 @@ async def start(settings: GatewaySettings, bus: Bus) -> AsyncIterator[Running]:
     secret = settings.cluster_secret.get_secret_value().encode()
     credentials = Credentials(bus, issuer=settings.issuer, jwks_url=settings.jwks_url, cluster_secret=secret)
     fleet, streams, pressure = FleetView(bus), Streams(), Pressure(bus)
+    catalog = Catalog(bus)
     service = JobService(bus, fleet, Submitter(bus, secret, pressure))
     intake = Intake(settings.max_body)
     warm_up = WarmUp([credentials.checks()["clients"], fleet.follower.problem])
     specs = [
         *JobsRoutes(service, streams, intake).routes(),
         *OpenAiRoutes(service, streams, intake).routes(),
-        *FleetRoutes(fleet).routes(),
+        *FleetRoutes(bus, fleet, catalog, streams).routes(),
+        *ModelsRoutes(fleet, catalog).routes(),
     ]
     internal = await InternalApi(bus, credentials, service, intake).serve()
 
@@ -56,6 +60,7 @@ async def start(settings: GatewaySettings, bus: Bus) -> AsyncIterator[Running]:
             tasks={
                 "credentials": credentials.run(),
                 "fleet": fleet.follower.run(),
+                "catalog": catalog.follower.run(),
                 "pressure": pressure.watch(),
                 "warm_up": warm_up.run(),
             },
@@ -66,7 +71,7 @@ async def start(settings: GatewaySettings, bus: Bus) -> AsyncIterator[Running]:
                     settings.port,
                 )
             ],
-            checks={**credentials.checks(), "fleet": fleet.follower.problem},
+            checks={**credentials.checks(), "fleet": fleet.follower.problem, "catalog": catalog.follower.problem},
             drain=drain,
         )
     finally:

@@ -32,8 +32,12 @@ class Bucket:
             headers[TTL] = str(max(1, ttl_s))
         return (await self._bus.append(key_subject(self.name, key), value, headers=headers)).sequence
 
-    async def delete(self, key: str) -> None:
-        await self._bus.append(key_subject(self.name, key), b"", headers={KV_OPERATION: "DEL"})
+    async def delete(self, key: str, *, expected: int | None = None) -> None:
+        """`expected` as in `put`."""
+        headers = {KV_OPERATION: "DEL"}
+        if expected is not None:
+            headers[EXPECTED_SEQUENCE] = str(expected)
+        await self._bus.append(key_subject(self.name, key), b"", headers=headers)
 
     def key_of(self, subject: str) -> str:
         return subject.removeprefix(f"$KV.{self.name}.")
