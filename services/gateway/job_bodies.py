@@ -12,18 +12,13 @@ from libs.common.contracts.clients import Policy
 from libs.common.contracts.codec import NO_JSON
 from libs.common.contracts.faults import Code, Failed, failed
 from libs.common.contracts.requests import Kind, Priority, Request
+from services.gateway.options import MAX_NUM_CTX, read_options
 from services.gateway.wish import Wish
 
 ROUTE = "/jobs"
 DEADLINE_S, RESULT_TTL_S = 3600.0, 24 * 3600.0  # DESIGN §3
 MAX_DEADLINE_S, MAX_RESULT_TTL_S = 7 * 86400.0, 30 * 86400.0
-MAX_INTEGER = 2**63 - 1  # what Ollama's own type holds; beyond it, another number would be used in silence
 THINK_LEVELS = ("low", "medium", "high", "max")
-_INTEGERS = (
-    "num_keep", "seed", "num_predict", "top_k", "repeat_last_n", "num_ctx", "num_batch", "num_gpu", "main_gpu",
-    "num_thread", "draft_num_predict",
-)  # fmt: skip
-_NUMBERS = ("top_p", "min_p", "typical_p", "temperature", "repeat_penalty", "presence_penalty", "frequency_penalty")
 
 Short = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
 ModelName = Annotated[str, msgspec.Meta(min_length=1, max_length=512)]
@@ -71,6 +66,8 @@ class JobBody(msgspec.Struct, forbid_unknown_fields=True):
         Annotated[dict[Short, Annotated[str, msgspec.Meta(max_length=512)]], msgspec.Meta(max_length=16)] | None
     ) = None
     webhook: Any = None
+    # Programs made for Ollama send it. How long a model stays in memory is the router's business: taken, and not honoured.
+    keep_alive: str | int | float | None = None
 
 
 _decode = msgspec.json.Decoder(JobBody)
@@ -78,7 +75,7 @@ _PATH = re.compile(r" - at (?:`key` in )?`\$\.?(.*)`$")
 _UNKNOWN = re.compile(r"unknown field `([^`]*)`")
 
 
-def parse_job(body: bytes, policy: Policy) -> Wish:
+def parse_job(body: bytes, policy: Policy, *, max_num_ctx: int = MAX_NUM_CTX) -> Wish:
     """Raises Failed with INVALID_REQUEST and the path of the field."""
     job = decode_body(_decode, body)
     kind = _kind_of(job)
@@ -86,7 +83,7 @@ def parse_job(body: bytes, policy: Policy) -> Wish:
         raise failed(
             Code.UNSUPPORTED_PARAMETER, "webhooks are not there yet; poll the job or read its stream", path="webhook"
         )
-    check_options(job.options)
+    options = read_options(job.options, max_num_ctx=max_num_ctx)
     check_think(job.think)
     check_format(job.format)
     messages: list[dict[str, Any]] | None = None if job.messages is None else msgspec.to_builtins(job.messages)
@@ -100,7 +97,7 @@ def parse_job(body: bytes, policy: Policy) -> Wish:
         system=job.system,
         template=job.template,
         raw=job.raw,
-        options=job.options,
+        options=options.passed,
         format=NO_JSON if job.format is None else msgspec.Raw(msgspec.json.encode(job.format)),
         tools=None if job.tools is None else [msgspec.Raw(msgspec.json.encode(tool)) for tool in job.tools],
         think=job.think,
@@ -117,6 +114,8 @@ def parse_job(body: bytes, policy: Policy) -> Wish:
         deadline_s=job.deadline_s or policy.deadline_s or DEADLINE_S,
         result_ttl_s=job.result_ttl_s or policy.result_ttl_s or RESULT_TTL_S,
         detached=True,  # a job of its own right: nobody has to watch it
+        num_ctx=options.num_ctx,
+        deadline_asked=job.deadline_s is not None,
         metadata=job.metadata,
     )
 
@@ -172,22 +171,6 @@ def _kind_of(job: JobBody) -> Kind:
         if getattr(job, name) is not None and kind not in kinds:
             raise failed(Code.INVALID_REQUEST, f"{name} has no meaning for {kind}", path=name)
     return kind
-
-
-def check_options(options: dict[str, Any] | None) -> None:
-    """Known options of the wrong type give a 500 at Ollama, and num_predict 0 means "without end" (ollama-facts.md §1.6)."""
-    for name, value in (options or {}).items():
-        path = f"options.{name}"
-        if name in _INTEGERS and (not isinstance(value, int) or isinstance(value, bool)):
-            raise failed(Code.INVALID_REQUEST, f"{path} must be an integer", path=path)
-        if name in _INTEGERS and not -MAX_INTEGER <= value <= MAX_INTEGER:
-            raise failed(Code.INVALID_REQUEST, f"{path} must fit into 64 bits", path=path)
-        if name in _NUMBERS and (not isinstance(value, int | float) or isinstance(value, bool)):
-            raise failed(Code.INVALID_REQUEST, f"{path} must be a number", path=path)
-        if name == "num_predict" and value == 0:
-            raise failed(Code.INVALID_REQUEST, f"{path} must be at least 1, or -1 for no limit of its own", path=path)
-        if name == "stop" and not (isinstance(value, list) and all(isinstance(stop, str) for stop in value)):
-            raise failed(Code.INVALID_REQUEST, f"{path} must be a list of strings", path=path)
 
 
 def check_think(think: bool | str | None) -> None:

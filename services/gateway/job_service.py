@@ -13,7 +13,7 @@ from libs.common.bus.failures import BusError
 from libs.common.contracts import subjects
 from libs.common.contracts.clients import Principal
 from libs.common.contracts.codec import Malformed, encode
-from libs.common.contracts.control import Erase, PlaceQuery, decode_erase_answer, decode_place_answer
+from libs.common.contracts.control import Erase, decode_erase_answer
 from libs.common.contracts.events import START, Position
 from libs.common.contracts.faults import Code, Failed, failed
 from libs.common.contracts.jobs import Binding, CancelMark, Completion, Submission
@@ -25,8 +25,11 @@ from libs.common.states import JobState
 from services.gateway.dialects import NOT_FOUND_JOB
 from services.gateway.fleet import FleetView
 from services.gateway.job_bodies import parse_job
+from services.gateway.options import MAX_NUM_CTX
+from services.gateway.outlook import ADMISSION_S, QUOTE_S, Outlook
+from services.gateway.predictions import quote_view, too_late
 from services.gateway.readers import Readers
-from services.gateway.submission import Submitted, Submitter
+from services.gateway.submission import Prepared, Submitted, Submitter
 from services.gateway.view import job_view
 from services.gateway.watch import Log, Watch
 from services.gateway.wish import Wish, check_model
@@ -34,7 +37,6 @@ from services.gateway.wish import Wish, check_model
 log = structlog.get_logger()
 
 MAX_WAIT_S = 300.0
-PLACE_TIMEOUT_S = 0.3
 ERASE_TIMEOUT_S = 5.0
 CANCEL_WAIT_S = 2.0  # most cancels are done by then, and the caller gets the final state
 MAX_KEY = 255  # characters of an Idempotency-Key
@@ -46,10 +48,20 @@ class Created(NamedTuple):
 
 
 class JobService:
-    def __init__(self, bus: Bus, fleet: FleetView, submitter: Submitter, readers: Readers | None = None) -> None:
+    def __init__(
+        self,
+        bus: Bus,
+        fleet: FleetView,
+        submitter: Submitter,
+        readers: Readers | None = None,
+        *,
+        max_num_ctx: int = MAX_NUM_CTX,
+    ) -> None:
         self.bus = bus
         self._readers = readers or Readers()
         self.fleet = fleet
+        self.outlook = Outlook(bus)
+        self._max_num_ctx = max_num_ctx
         self._journal = Journal(bus)
         self._submitter = submitter
 
@@ -57,7 +69,21 @@ class JobService:
 
     async def create(self, principal: Principal, body: bytes, idempotency_key: str | None) -> Created:
         """Raises Failed."""
-        return await self._create(principal, parse_job(body, principal.policy), idempotency_key)
+        return await self._create(principal, self._parsed(principal, body), idempotency_key)
+
+    async def dry_run(self, principal: Principal, body: bytes, idempotency_key: str | None) -> dict[str, Any]:
+        """Where the job would go now, and when; nothing is stored. Raises Failed."""
+        wish = self._parsed(principal, body)
+        await self.new_key(principal, wish, idempotency_key)
+        submission = self._submitter.prepare(principal, wish).submission
+        answer = await self.outlook.quote(principal.client, submission, within=QUOTE_S)
+        if answer is None:
+            message = "no router answers at the moment, so nobody knows where the job would go; try again"
+            raise failed(Code.UNAVAILABLE, message, retry_after_s=2)
+        return quote_view(submission, answer)
+
+    def _parsed(self, principal: Principal, body: bytes) -> Wish:
+        return parse_job(body, principal.policy, max_num_ctx=self._max_num_ctx)
 
     async def retry(self, principal: Principal, job: str, idempotency_key: str | None) -> Created:
         """A new job with the request of one that ended without success. Raises Failed."""
@@ -84,6 +110,7 @@ class JobService:
             deadline_s=was.deadline_s,
             result_ttl_s=was.result_ttl_s,
             detached=True,  # whoever retries may come back later: nobody has to watch it
+            num_ctx=was.num_ctx,
             metadata=was.metadata,
             include_usage=was.include_usage,
             retry_of=job,
@@ -103,7 +130,7 @@ class JobService:
 
     async def _create(self, principal: Principal, wish: Wish, idempotency_key: str | None) -> Created:
         key = await self.new_key(principal, wish, idempotency_key)
-        submitted = await self._submitter.submit(principal, wish, key, keyed=idempotency_key is not None)
+        submitted = await self.submit(principal, wish, key, keyed=idempotency_key is not None)
         if submitted.existing is not None:
             return Created(await self._view(key, submitted.existing), new=False)
         view = {"id": key.job, "state": "queued", "kind": str(wish.kind), "model": wish.request.model}
@@ -129,8 +156,20 @@ class JobService:
         return entry is not None and entry.facts is not None
 
     async def submit(self, principal: Principal, wish: Wish, key: JobKey, *, keyed: bool) -> Submitted:
-        """See Submitter.submit."""
-        return await self._submitter.submit(principal, wish, key, keyed=keyed)
+        """Raises Failed: as Submitter.prepare and Submitter.submit, and DEADLINE_UNMEETABLE."""
+        prepared = self._submitter.prepare(principal, wish)
+        if wish.deadline_asked:
+            await self._check_deadline(key, prepared, keyed=keyed)
+        return await self._submitter.submit(key, prepared, keyed=keyed)
+
+    async def _check_deadline(self, key: JobKey, prepared: Prepared, *, keyed: bool) -> None:
+        """Who set a deadline wants to know now that it cannot be met. Without an answer in time the job is taken."""
+        answer = await self.outlook.quote(key.client, prepared.submission, within=ADMISSION_S)
+        refusal = answer and too_late(prepared.submission, answer)
+        # Who asks again for a job that is there gets it, however long it takes.
+        if refusal and not (keyed and await self._stands(key)):
+            log.info("job.refused", client=key.client, model=prepared.submission.model, code=refusal.code)
+            raise Failed(refusal)
 
     # -- read ----------------------------------------------------------------------------------------------------------
 
@@ -141,14 +180,16 @@ class JobService:
         except BadToken:
             raise Failed(NOT_FOUND_JOB) from None
 
-    async def get(self, principal: Principal, job: str, *, wait_s: float = 0.0) -> dict[str, Any]:
-        """The job as it stands; with `wait_s`, as it ended, if it ends so soon. Raises Failed."""
+    async def get(
+        self, principal: Principal, job: str, *, wait_s: float = 0.0, explain: bool = False
+    ) -> dict[str, Any]:
+        """The job as it stands; with `wait_s`, as it ended, if it ends so soon; `explain`: and why. Raises Failed."""
         key = self.key(principal, job)
         entry = await self._find(key)
         if wait_s > 0 and not entry.final:
             await self._wait_for_end(key, min(wait_s, MAX_WAIT_S))
             entry = await self._find(key)
-        return await self._view(key, entry)
+        return await self._view(key, entry, explain=explain)
 
     async def newest(self, key: JobKey) -> Entry:
         """From the leader. Raises Failed: JOB_NOT_FOUND, UNAVAILABLE."""
@@ -177,27 +218,19 @@ class JobService:
                 return entry
         return await self.newest(key)
 
-    async def _view(self, key: JobKey, entry: Entry) -> dict[str, Any]:
+    async def _view(self, key: JobKey, entry: Entry, *, explain: bool = False) -> dict[str, Any]:
         facts = entry.facts
-        log_bytes, running, position = None, False, None
+        log_bytes, running, place = None, False, None
         try:
             if isinstance(facts, Completion):
                 log_bytes = await self._journal.body(key, entry)
             elif isinstance(facts, Binding) and facts.node is not None:
                 running = self.fleet.working(facts.node, key.client, key.job, facts.epoch)
             else:
-                position = await self._position(key)
+                place = await self.outlook.place(key)
         except BusError as error:
             raise _away(error) from error
-        return job_view(key.job, entry, log=log_bytes, running=running, position=position)
-
-    async def _position(self, key: JobKey) -> int | None:
-        query = PlaceQuery(client=key.client, job=key.job)
-        try:
-            reply = await self.bus.request(subjects.router("place"), encode(query), timeout=PLACE_TIMEOUT_S)
-            return decode_place_answer(reply).position
-        except (BusError, Malformed):
-            return None
+        return job_view(key.job, entry, log=log_bytes, running=running, place=place, explain=explain)
 
     @contextlib.asynccontextmanager
     async def watch(

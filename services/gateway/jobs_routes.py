@@ -1,26 +1,21 @@
 """`/jobs`: submit, look, read along, cancel, list (DESIGN §5)."""
 
 import re
-from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from collections.abc import Callable
 from typing import TypeVar
 
 from libs.common.contracts.clients import Principal, Scope
-from libs.common.contracts.codec import Malformed, encode
+from libs.common.contracts.codec import Malformed
 from libs.common.contracts.events import START, parse_position
 from libs.common.contracts.faults import Code, failed
 from libs.common.contracts.headers import IDEMPOTENCY_KEY, JOB_ID
-from libs.common.contracts.jobs import Binding
-from libs.common.contracts.subjects import JobKey
-from libs.common.folder import Facts
 from services.gateway.endpoint import RouteSpec
 from services.gateway.http import Disconnected, Exchange
 from services.gateway.intake import Intake
+from services.gateway.job_events import JobEvents
 from services.gateway.job_service import Created, JobService
 from services.gateway.listing import list_jobs
-from services.gateway.sse import log_frames, state_frame
 from services.gateway.streaming import Draining, Streams
-from services.gateway.watch import Changed, Log, Reset, Watch
 
 MAX_EMPTY = 1024  # of a body that is none
 T = TypeVar("T")
@@ -46,7 +41,11 @@ class JobsRoutes:
     async def submit(self, exchange: Exchange, principal: Principal) -> None:
         with self._intake.one() as share:
             body = await exchange.body(self._intake.largest, share.count)
-            created = await self._service.create(principal, body, exchange.header(IDEMPOTENCY_KEY))
+            keyed = exchange.header(IDEMPOTENCY_KEY)
+            if _is_true(exchange, "dry_run"):
+                await exchange.respond_json(200, await self._service.dry_run(principal, body, keyed))
+                return
+            created = await self._service.create(principal, body, keyed)
         await self._answer(exchange, created)
 
     async def retry(self, exchange: Exchange, principal: Principal) -> None:
@@ -62,14 +61,15 @@ class JobsRoutes:
         await exchange.respond_json(202 if created.new else 200, created.view, headers)
 
     async def get(self, exchange: Exchange, principal: Principal) -> None:
-        job, wait_s = exchange.params["id"], _seconds(exchange, "wait")
+        job, wait_s, explain = exchange.params["id"], _seconds(exchange, "wait"), _is_true(exchange, "explain")
         if not wait_s:
-            await exchange.respond_json(200, await self._service.get(principal, job))
+            await exchange.respond_json(200, await self._service.get(principal, job, explain=explain))
             return
         try:
-            view = await self._streams.during(exchange, self._service.get(principal, job, wait_s=wait_s))
+            looking = self._service.get(principal, job, wait_s=wait_s, explain=explain)
+            view = await self._streams.during(exchange, looking)
         except Draining:
-            view = await self._service.get(principal, job)
+            view = await self._service.get(principal, job, explain=explain)
         await exchange.respond_json(200, view)
 
     async def list(self, exchange: Exchange, principal: Principal) -> None:
@@ -100,9 +100,9 @@ class JobsRoutes:
             await exchange.respond(200, b"", "text/event-stream; charset=utf-8")
             return
         async with self._streams.opened(), self._service.watch(key, position, takes_reset=takes_reset) as watch:
-            frames = self._frames(key, watch, resumed=position != START)
+            events = JobEvents(key, watch, self._service.outlook, self._service.fleet, resumed=position != START)
             try:
-                await self._streams.relay(exchange, frames, [(JOB_ID.lower().encode(), key.job.encode())])
+                await self._streams.relay(exchange, events.frames(), [(JOB_ID.lower().encode(), key.job.encode())])
             except Draining:
                 if not exchange.started:
                     raise failed(
@@ -112,29 +112,6 @@ class JobsRoutes:
             except Disconnected:
                 return
             await exchange.finish()
-
-    async def _frames(self, key: JobKey, watch: Watch, *, resumed: bool) -> AsyncGenerator[bytes, None]:
-        begun = resumed  # a resumed stream repeats no state, so that its bytes are those of the uncut one
-        async with aclosing(watch.items()) as items:
-            async for item in items:
-                match item:
-                    case Log(position, events, _):
-                        begun = True
-                        yield log_frames(position, events)
-                    case Reset():
-                        yield state_frame("reset", b"{}")
-                    case Changed(facts):
-                        yield b"" if begun else _state(key, facts)
-
-
-def _state(key: JobKey, facts: Facts) -> bytes:
-    if not isinstance(facts, Binding) or facts.node is None:
-        return state_frame("queued", encode({"id": key.job}))
-    bound = {"node": facts.node, "epoch": facts.epoch, "attempts": len(facts.attempts) + 1}
-    shown = state_frame("bound", encode(bound))
-    if facts.decision is not None and facts.decision.cold:
-        shown += state_frame("loading", encode({"model": facts.job.model, "node": facts.node}))
-    return shown
 
 
 def position_of(exchange: Exchange, parse: Callable[[str], T]) -> T | None:
@@ -146,6 +123,13 @@ def position_of(exchange: Exchange, parse: Callable[[str], T]) -> T | None:
         return parse(text)
     except Malformed as error:
         raise failed(Code.INVALID_REQUEST, str(error), path="Last-Event-ID") from error
+
+
+def _is_true(exchange: Exchange, name: str) -> bool:
+    text = exchange.query.get(name, "0")
+    if text not in ("1", "true", "0", "false"):
+        raise failed(Code.INVALID_REQUEST, f"{name} must be 1 or 0", path=name)
+    return text in ("1", "true")
 
 
 def _seconds(exchange: Exchange, name: str) -> float:

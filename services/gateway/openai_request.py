@@ -13,7 +13,8 @@ from libs.common.contracts.clients import Policy
 from libs.common.contracts.codec import NO_JSON
 from libs.common.contracts.faults import Code, Failed, failed
 from libs.common.contracts.requests import Kind, Priority, Request
-from services.gateway.job_bodies import MAX_INTEGER, ModelName, decode_body
+from services.gateway.job_bodies import ModelName, decode_body
+from services.gateway.options import MAX_INTEGER
 from services.gateway.wish import Wish
 
 ROUTE = "/v1/chat/completions"

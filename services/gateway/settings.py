@@ -4,6 +4,7 @@ from pydantic import Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
 from libs.common.settings import ServiceSettings
+from services.gateway.options import MAX_NUM_CTX
 
 MIB = 1024 * 1024
 MAX_BODY = 64 * MIB  # a body is held whole several times on its way: parsed, encoded, in parts
@@ -20,4 +21,5 @@ class GatewaySettings(ServiceSettings):
         min_length=32, description="shared by all gateways and auth; at least 32 characters, random"
     )
     max_body: int = Field(20 * MIB, ge=1024, le=MAX_BODY, description="largest request body taken")
+    max_num_ctx: int = Field(MAX_NUM_CTX, ge=256, description="largest context that a request may ask for, in tokens")
     drain_grace: float = Field(300.0, ge=0, description="how long open streams may go on after SIGTERM")

@@ -20,8 +20,9 @@ from libs.common.folder import Entry, digest, ttl_s
 from libs.common.ids import new_op_id
 from libs.common.journal import Journal, Lost
 from services.gateway import metrics
+from services.gateway.affinity import read_prompt
 from services.gateway.pressure import Pressure
-from services.gateway.wish import Wish, capped, estimate_tokens
+from services.gateway.wish import Wish, capped, output_tokens
 
 log = structlog.get_logger()
 
@@ -34,10 +35,18 @@ class Submitted(NamedTuple):
     existing: Entry | None = None
 
 
+class Prepared(NamedTuple):
+    """A job that is not stored yet."""
+
+    submission: Submission
+    body: bytes
+
+
 class Submitter:
     def __init__(self, bus: Bus, cluster_secret: bytes, pressure: Pressure) -> None:
         self._journal = Journal(bus)
         self._secret = cluster_secret
+        self._affinity_key = ids.derive(cluster_secret, "affinity")
         self._pressure = pressure
 
     def new_key(self, principal: Principal, wish: Wish, idempotency_key: str | None) -> JobKey:
@@ -47,14 +56,18 @@ class Submitter:
         route = f"/jobs/{wish.retry_of}/retry" if wish.retry_of else wish.route
         return JobKey(principal.client, ids.keyed_job_id(self._secret, principal.client, route, idempotency_key))
 
-    async def submit(self, principal: Principal, wish: Wish, key: JobKey, *, keyed: bool) -> Submitted:
-        """Raises Failed: OVERLOADED, IDEMPOTENCY_MISMATCH, SUBMIT_UNCONFIRMED (names the id), UNAVAILABLE."""
+    def prepare(self, principal: Principal, wish: Wish) -> Prepared:
+        """Raises Failed: OVERLOADED when no new jobs are taken, INVALID_REQUEST."""
         self._pressure.admit()
         try:
             body = encode(wish.request)
-            submission = self._submission(principal, wish, body)
+            return Prepared(submission_of(self._affinity_key, principal, wish, body), body)
         except RecursionError as error:  # a body that could just be read stands a few levels deeper here
             raise failed(Code.INVALID_REQUEST, "the body is nested too deeply") from error
+
+    async def submit(self, key: JobKey, prepared: Prepared, *, keyed: bool) -> Submitted:
+        """Raises Failed: OVERLOADED, IDEMPOTENCY_MISMATCH, SUBMIT_UNCONFIRMED (names the id), UNAVAILABLE."""
+        submission, body = prepared
         ttl = ttl_s(submission, created_ms=0, now_ms=0)
         expected = 0
         for _ in range(TRIES):
@@ -81,10 +94,10 @@ class Submitter:
             except BusError as error:
                 await self._drop_parts(key, submission, body)
                 raise failed(Code.UNAVAILABLE, f"the job could not be stored: {error}") from error
-            metrics.submitted.labels(wish.route, str(wish.kind)).inc()
+            metrics.submitted.labels(submission.route, str(submission.kind)).inc()
             log.info(
-                "job.submitted", job_id=key.job, client=key.client, model=wish.request.model, kind=wish.kind,
-                route=wish.route, priority=submission.priority, bytes=len(body),
+                "job.submitted", job_id=key.job, client=key.client, model=submission.model, kind=submission.kind,
+                route=submission.route, priority=submission.priority, bytes=len(body),
             )  # fmt: skip
             return Submitted(key, sequence)
         raise failed(Code.UNAVAILABLE, "the job's folder keeps changing; try again")
@@ -95,27 +108,6 @@ class Submitter:
             with contextlib.suppress(BusError):
                 await self._journal.purge(JOBS, subjects.parts_of_write(key, submission.op_id))
 
-    def _submission(self, principal: Principal, wish: Wish, body: bytes) -> Submission:
-        prompt_tokens, output_tokens = estimate_tokens(wish.request, len(body))
-        same = msgspec.json.encode([wish.kind, wish.request, wish.metadata], order="sorted")
-        return Submission(
-            op_id=new_op_id(),
-            kind=wish.kind,
-            model=wish.request.model,
-            route=wish.route,
-            priority=capped(wish.priority, principal.policy.priority),
-            deadline_s=wish.deadline_s,
-            result_ttl_s=max(MIN_RESULT_TTL_S, wish.result_ttl_s),
-            size=len(body),
-            digest=digest(same),
-            prompt_tokens=prompt_tokens,
-            output_tokens=output_tokens,
-            detached=wish.detached,
-            metadata=wish.metadata,
-            include_usage=wish.include_usage,
-            retry_of=wish.retry_of,
-        )
-
     def _same_job(self, key: JobKey, submission: Submission, standing: Entry) -> Submitted:
         facts: Any = standing.facts
         other = facts if isinstance(facts, Submission) else facts.job
@@ -123,3 +115,30 @@ class Submitter:
             message = "this Idempotency-Key was used with another request; use a new key for a new request"
             raise failed(Code.IDEMPOTENCY_MISMATCH, message)
         return Submitted(key, 0, standing)
+
+
+def submission_of(affinity_key: bytes, principal: Principal, wish: Wish, body: bytes) -> Submission:
+    prompt = read_prompt(affinity_key, principal.client, wish.kind, wish.request)
+    need = [wish.num_ctx] if wish.num_ctx else []
+    same = msgspec.json.encode([wish.kind, wish.request, wish.metadata, *need], order="sorted")
+    return Submission(
+        op_id=new_op_id(),
+        kind=wish.kind,
+        model=wish.request.model,
+        route=wish.route,
+        priority=capped(wish.priority, principal.policy.priority),
+        deadline_s=wish.deadline_s,
+        result_ttl_s=max(MIN_RESULT_TTL_S, wish.result_ttl_s),
+        size=len(body),
+        digest=digest(same),
+        prompt_tokens=prompt.tokens,
+        output_tokens=output_tokens(wish.request),
+        affinity=prompt.chain,
+        num_ctx=wish.num_ctx,
+        weight=principal.policy.weight,
+        max_running=principal.policy.max_running,
+        detached=wish.detached,
+        metadata=wish.metadata,
+        include_usage=wish.include_usage,
+        retry_of=wish.retry_of,
+    )

@@ -5,11 +5,13 @@ from typing import Any
 
 import msgspec
 
+from libs.common.contracts.control import PlaceAnswer
 from libs.common.contracts.jobs import Attempt, Binding, Completion, Submission
 from libs.common.folder import Entry, Facts
 from libs.common.states import JobState
 from services.gateway.dialects import public
 from services.gateway.folding import fold
+from services.gateway.predictions import decision_view, place_view
 
 
 def time_text(ms: int | None) -> str | None:
@@ -22,9 +24,11 @@ def job_view(
     *,
     log: bytes | None = None,
     running: bool = False,
-    position: int | None = None,
+    place: PlaceAnswer | None = None,
+    explain: bool = False,
 ) -> dict[str, Any]:
-    """`entry` is the folder's newest record with facts; `log` the body of a `done`, to fold the result from it."""
+    """`entry` is the folder's newest record with facts; `log` the body of a `done`, to fold the result from it; `place`
+    of a job that waits. `explain` adds why it is where it is."""
     facts = entry.facts
     assert facts is not None
     submission = facts if isinstance(facts, Submission) else facts.job
@@ -38,8 +42,7 @@ def job_view(
         "epoch": None,
         "lineage": [],
         "attempts": 0,
-        "position": position,
-        "eta_s": None,
+        **place_view(place),
         "created_at": time_text(entry.at_ms if isinstance(facts, Submission) else facts.created_ms),
         "started_at": None,
         "finished_at": None,
@@ -70,6 +73,9 @@ def job_view(
             "result": fold(log).result(submission.kind) if log else None,
         }
         view |= _history(facts.attempts)
+    if explain:
+        view["decision"] = None if isinstance(facts, Submission) else decision_view(facts.decision)
+        view["waiting"] = (place and place.reason) or None
     return view
 
 

@@ -6,12 +6,12 @@ from libs.common.contracts.faults import Code, failed
 from libs.common.contracts.nodes import DiskModel, canonical_model
 from libs.common.contracts.requests import Kind, Priority, Request
 
-BYTES_PER_TOKEN = 4  # the usual rule of thumb; an estimate is all the router needs
 _RANKS = list(Priority)
 
 
 class Wish(NamedTuple):
-    """What a dialect makes of a request. Times are seconds."""
+    """What a dialect makes of a request. Times are seconds. `deadline_asked`: the client itself set it, for this request.
+    `num_ctx`: the context that it needs, 0 when it says nothing."""
 
     kind: Kind
     request: Request
@@ -20,6 +20,8 @@ class Wish(NamedTuple):
     deadline_s: float
     result_ttl_s: float
     detached: bool
+    num_ctx: int = 0
+    deadline_asked: bool = False
     metadata: dict[str, str] | None = None
     include_usage: bool = False
     retry_of: str | None = None
@@ -43,7 +45,7 @@ def check_model(model: str, models: dict[str, DiskModel], *, is_complete: bool =
     raise failed(Code.MODEL_NOT_FOUND, message, path="model", details={"models": names})
 
 
-def estimate_tokens(request: Request, size: int) -> tuple[int, int]:
-    """(prompt, output), roughly: images count as bytes, too, which is wrong but harmless until prices need better."""
+def output_tokens(request: Request) -> int:
+    """At most so many; 0 when the request sets no limit of its own."""
     asked = (request.options or {}).get("num_predict")
-    return max(1, size // BYTES_PER_TOKEN), asked if isinstance(asked, int) and asked > 0 else 0
+    return asked if isinstance(asked, int) and asked > 0 else 0

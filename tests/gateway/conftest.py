@@ -33,9 +33,15 @@ async def keys(bus: Bus) -> Keys:
 
 
 @pytest.fixture
-async def gateway(nats: NatsServer, bus: Bus, keys: Keys) -> AsyncIterator[Gateway]:
+async def router(bus: Bus) -> AsyncIterator[RouterStub]:
+    async with RouterStub(bus) as stub:
+        yield stub
+
+
+@pytest.fixture
+async def gateway(nats: NatsServer, bus: Bus, keys: Keys, router: RouterStub) -> AsyncIterator[Gateway]:
     await add_node(bus, MODEL, "phi:latest")
-    async with running_gateway(nats, drain_grace=0) as gateway, RouterStub(bus):
+    async with running_gateway(nats, drain_grace=0) as gateway:
         yield gateway
 
 

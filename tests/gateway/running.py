@@ -12,7 +12,7 @@ from libs.common.bus.connection import Bus, Message, Subscription
 from libs.common.contracts import subjects
 from libs.common.contracts.clients import DEFAULT_SCOPES, ApiKey, Client
 from libs.common.contracts.codec import encode
-from libs.common.contracts.control import EraseAnswer, PlaceAnswer, decode_erase
+from libs.common.contracts.control import EraseAnswer, PlaceAnswer, Quote, QuoteAnswer, decode_erase, decode_quote
 from libs.common.contracts.nodes import DiskModel, Heartbeat
 from libs.common.contracts.streams import JOBS
 from libs.common.credentials import api_keys
@@ -82,17 +82,20 @@ async def add_node(bus: Bus, *models: str, node: str = NODE) -> None:
 
 
 class RouterStub:
-    """The router's answers about places and erasing; everything else of a router a test does itself, with a Script."""
+    """The router's answers about places, quotes and erasing; everything else of a router a test does itself, with a Script."""
 
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
         self._serving: list[Subscription] = []
         self.erased: list[str] = []
-        self.position = 4
+        self.place = PlaceAnswer(position=4)
+        self.quote: QuoteAnswer | None = None  # None: no answer, though somebody is there
+        self.asked: list[Quote] = []
 
     async def __aenter__(self) -> "RouterStub":
         self._serving = [
             await self._bus.serve(subjects.router("place"), self._place),
+            await self._bus.serve(subjects.router("quote"), self._quote),
             await self._bus.serve(subjects.router("erase"), self._erase),
         ]
         return self
@@ -102,7 +105,11 @@ class RouterStub:
             await serving.stop()
 
     async def _place(self, message: Message) -> bytes:
-        return encode(PlaceAnswer(position=self.position))
+        return encode(self.place)
+
+    async def _quote(self, message: Message) -> bytes | None:
+        self.asked.append(decode_quote(message.data))
+        return None if self.quote is None else encode(self.quote)
 
     async def _erase(self, message: Message) -> bytes:
         wish = decode_erase(message.data)

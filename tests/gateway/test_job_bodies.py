@@ -12,7 +12,7 @@ from libs.common.contracts.codec import encode
 from libs.common.contracts.faults import Code, Failed, Fault
 from libs.common.contracts.requests import Kind, Priority, decode_request
 from services.gateway.job_bodies import DEADLINE_S, RESULT_TTL_S, JobBody, parse_job
-from services.gateway.submission import Submitter
+from services.gateway.submission import submission_of
 from services.gateway.wish import Wish
 from tests.gateway.bodies import objects
 
@@ -52,7 +52,7 @@ WHOLE: dict[Kind, dict[str, Any]] = {
             {"role": "tool", "content": "7", "tool_name": "f", "tool_call_id": "c1"},
         ],
         "tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}],
-        "options": {"num_predict": 5, "temperature": 0.5, "seed": -1, "stop": ["x"], "num_ctx": 4096},
+        "options": {"num_predict": 5, "temperature": 0.5, "seed": -1, "stop": ["x"], "num_keep": 8},
         "format": {"type": "object", "properties": {"a": {"type": "string"}}},
         "think": "high", "truncate": True, "logprobs": True, "top_logprobs": 3,
     },
@@ -60,7 +60,7 @@ WHOLE: dict[Kind, dict[str, Any]] = {
         "model": "m", "prompt": "hi", "images": ["aGk="], "suffix": "s", "system": "y", "template": "t", "raw": True,
         "format": "json", "think": False, "options": {"num_predict": -1}, "truncate": False,
     },
-    Kind.EMBED: {"model": "m", "input": ["a", "b"], "dimensions": 8, "truncate": True, "options": {"num_ctx": 512}},
+    Kind.EMBED: {"model": "m", "input": ["a", "b"], "dimensions": 8, "truncate": True, "options": {"seed": 3}},
 }  # fmt: skip
 
 
@@ -85,6 +85,35 @@ def test_what_the_request_says_comes_before_the_clients_policy_and_that_before_t
     more = {"deadline_s": 7, "result_ttl_s": 70, "priority": "batch", "metadata": {"run": "4"}}
     wish = parse(GENERATE | more, policy)
     assert (wish.deadline_s, wish.result_ttl_s, wish.priority, wish.metadata) == (7, 70, Priority.BATCH, {"run": "4"})
+
+
+def test_the_context_that_a_request_needs_is_told_to_the_router_and_not_to_the_node() -> None:
+    wish = parse(GENERATE | {"options": {"num_ctx": 8192, "seed": 1}})
+    assert (wish.num_ctx, wish.request.options) == (8192, {"seed": 1})
+    alone = parse(GENERATE | {"options": {"num_ctx": 131_072}})
+    assert (alone.num_ctx, alone.request.options) == (131_072, None)
+    assert parse(GENERATE).num_ctx == 0
+    with pytest.raises(Failed, match="at most 4096"):
+        parse_job(json.dumps(GENERATE | {"options": {"num_ctx": 4097}}).encode(), POLICY, max_num_ctx=4096)
+
+
+def test_what_would_make_a_node_load_its_model_anew_is_left_to_the_node() -> None:
+    """None of it changes a word of the answer (ollama-facts.md §3.5)."""
+    reloading = {
+        "num_batch": 64, "num_gpu": 0, "main_gpu": 1, "use_mmap": False, "num_thread": 4, "draft_num_predict": 3,
+    }  # fmt: skip
+    assert parse(GENERATE | {"options": reloading | {"top_k": 3}}).request.options == {"top_k": 3}
+    assert parse(GENERATE | {"options": reloading}).request == parse(GENERATE).request
+
+
+@pytest.mark.parametrize("keep_alive", ["5m", -1, 0, 2.5])
+def test_keep_alive_is_taken_and_not_honoured(keep_alive: object) -> None:
+    assert parse(GENERATE | {"keep_alive": keep_alive}).request == parse(GENERATE).request
+
+
+def test_it_is_known_whether_the_client_itself_set_the_deadline() -> None:
+    assert parse(GENERATE | {"deadline_s": 5}).deadline_asked
+    assert not parse(GENERATE, Policy(deadline_s=5)).deadline_asked
 
 
 def test_null_means_that_a_field_is_not_there() -> None:
@@ -128,7 +157,7 @@ WRONG: list[tuple[dict[str, Any], str | None]] = [
         {"model": "m", "messages": [{"role": "assistant", "tool_calls": [{"function": {}, "index": 0}]}]},
         "messages[0].tool_calls[0].index",
     ),
-    (GENERATE | {"keep_alive": "5m"}, "keep_alive"),
+    (GENERATE | {"keep_alive": [5]}, "keep_alive"),
     (GENERATE | {"stream": True}, "stream"),
     (GENERATE | {"temprature": 1}, "temprature"),
     (GENERATE | {"images": "x"}, "images"),
@@ -166,6 +195,13 @@ WRONG: list[tuple[dict[str, Any], str | None]] = [
     (GENERATE | {"options": {"num_predict": 0}}, "options.num_predict"),
     (GENERATE | {"options": {"temperature": "hot"}}, "options.temperature"),
     (GENERATE | {"options": {"temperature": None}}, "options.temperature"),
+    (GENERATE | {"options": {"num_ctx": 0}}, "options.num_ctx"),
+    (GENERATE | {"options": {"num_ctx": -1}}, "options.num_ctx"),
+    (GENERATE | {"options": {"num_ctx": "8k"}}, "options.num_ctx"),
+    (GENERATE | {"options": {"num_ctx": None}}, "options.num_ctx"),
+    (GENERATE | {"options": {"num_ctx": 131_073}}, "options.num_ctx"),
+    (GENERATE | {"options": {"num_gpu": "all"}}, "options.num_gpu"),
+    (GENERATE | {"options": {"use_mmap": 1}}, "options.use_mmap"),
     (GENERATE | {"options": {"stop": "x"}}, "options.stop"),
     (GENERATE | {"options": {"stop": [1]}}, "options.stop"),
 ]
@@ -233,5 +269,5 @@ def _parse_or_refuse(body: bytes) -> None:
 def _can_be_stored(wish: Wish) -> None:
 
     principal = Principal(client="alice", scopes=frozenset())
-    Submitter._submission(Submitter.__new__(Submitter), principal, wish, encode(wish.request))
+    submission_of(b"key", principal, wish, encode(wish.request))
     assert decode_request(encode(wish.request)) == wish.request

@@ -3,9 +3,10 @@
 import msgspec
 import pytest
 
+from libs.common.contracts.control import PlaceAnswer
 from libs.common.contracts.events import End, Event, line
 from libs.common.contracts.faults import Code, Failed, Fault
-from libs.common.contracts.jobs import Attempt, Binding, Completion, Timings, Usage
+from libs.common.contracts.jobs import Attempt, Binding, Candidate, Completion, Decision, Timings, Usage
 from libs.common.contracts.nodes import DiskModel
 from libs.common.contracts.requests import Priority
 from libs.common.folder import Entry, Facts
@@ -35,9 +36,10 @@ def entry(facts: Facts) -> Entry:
 
 
 def test_a_submitted_job_is_queued_and_knows_its_place() -> None:
-    view = job_view("job_x", entry(submission(metadata={"run": "4"})), position=3)
+    place = PlaceAnswer(position=3, start_s=4.25, reason="all slots are taken")
+    view = job_view("job_x", entry(submission(metadata={"run": "4"})), place=place)
     assert set(view) == FIELDS | {"metadata"}
-    assert (view["state"], view["position"], view["attempts"]) == ("queued", 3, 0)
+    assert (view["state"], view["position"], view["eta_s"], view["attempts"]) == ("queued", 3, 4.25, 0)
     assert view["created_at"] == time_text(AT) == "2023-11-14T22:13:20.123+00:00"
     assert view["metadata"] == {"run": "4"}
 
@@ -54,6 +56,38 @@ def test_a_bound_job_is_running_once_its_nodes_heartbeat_says_so(running: bool, 
             "error": {"code": "node_failed", "message": "it fell over", "retryable": True},
         }
     ]  # fmt: skip
+
+
+DECISION = Decision(
+    node="a", reason="soonest", cold=True, waited_ms=1500, ttft_s=4.5, load_s=3.0, cached_tokens=0,
+    candidates=(
+        Candidate(node="a", verdict="chosen", wait_s=0.0, load_s=3.0, prefill_s=1.5, decode_s=9.0, harm_s=0.0, score_s=4.5),
+        Candidate(node="b", verdict="draining"),
+    ),
+)  # fmt: skip
+
+
+def test_a_job_is_explained_to_who_asks_for_it() -> None:
+    waiting = job_view("job_x", entry(submission()), place=PlaceAnswer(position=1, reason="no slot"), explain=True)
+    assert (waiting["decision"], waiting["waiting"]) == (None, "no slot")
+    for facts in (BINDING, DONE):
+        decided = msgspec.structs.replace(facts, decision=DECISION)
+        assert "decision" not in job_view("job_x", entry(decided))
+        view = job_view("job_x", entry(decided), explain=True)
+        assert view["waiting"] is None
+        nothing = dict.fromkeys(("wait_s", "load_s", "prefill_s", "decode_s", "harm_s", "score_s"))
+        assert view["decision"] == {
+            "node": "a", "reason": "soonest", "cold": True, "waited_s": 1.5, "ttft_s": 4.5, "load_s": 3.0,
+            "cached_tokens": 0,
+            "candidates": [
+                {
+                    "node": "a", "verdict": "chosen", "wait_s": 0.0, "load_s": 3.0, "prefill_s": 1.5, "decode_s": 9.0,
+                    "harm_s": 0.0, "score_s": 4.5,
+                },
+                {"node": "b", "verdict": "draining"} | nothing,
+            ],
+        }  # fmt: skip
+        assert job_view("job_x", entry(facts), explain=True)["decision"] is None, "of a router that keeps none"
 
 
 def test_a_job_given_back_is_queued_again_and_remembers_what_failed() -> None:

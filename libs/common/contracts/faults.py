@@ -37,6 +37,7 @@ class Code(StrEnum):
     SUBMIT_UNCONFIRMED = "submit_unconfirmed"
     DRAINING = "draining"
     DEADLINE_EXCEEDED = "deadline_exceeded"
+    DEADLINE_UNMEETABLE = "deadline_unmeetable"
 
 
 class Meaning(NamedTuple):
@@ -74,6 +75,7 @@ MEANING: dict[Code, Meaning] = {
     Code.SUBMIT_UNCONFIRMED: Meaning(503, True, "It is not known whether the job was stored"),
     Code.DRAINING: Meaning(503, True, "This process is shutting down"),
     Code.DEADLINE_EXCEEDED: Meaning(504, False, "The job ran out of time"),
+    Code.DEADLINE_UNMEETABLE: Meaning(429, True, "The job would not end in time"),
 }
 
 
