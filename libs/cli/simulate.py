@@ -60,12 +60,12 @@ async def _own_jobs() -> list[dict[str, Any]]:
     from libs.cli.whereabouts import gateway
 
     where = gateway()
-    ids: list[str] = []
+    ids: dict[str, None] = {}  # a job that moves on between two pages comes twice
     asked = {"limit": str(PAGE), "state": "succeeded"}
     async with connect(where.url, where.api_key) as http:
         while True:
             page = await http.call("GET", "/jobs", params=asked)
-            ids += [row["id"] for row in page["jobs"]]
+            ids |= {row["id"]: None for row in page["jobs"]}
             if not page["cursor"]:
                 break
             asked["cursor"] = page["cursor"]
@@ -76,7 +76,7 @@ async def _own_jobs() -> list[dict[str, Any]]:
                 try:
                     job: dict[str, Any] = await http.call("GET", f"/jobs/{job_id}")
                 except CommandFailed as failure:
-                    if failure.code != "not_found":
+                    if failure.code != "job_not_found":
                         raise
                     return {}  # erased or expired since
                 return job

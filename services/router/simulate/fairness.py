@@ -11,6 +11,9 @@ Between two events nothing changes, so all is exact. In each such interval
 Received and fair share are summed over the intervals in which the client is backlogged. Demands are bounded by the jobs
 there are, and jobs in service count: otherwise a client with one job at a time, which waits a moment for a slot (slots are
 not taken away from running jobs), would seem to receive nothing of an endless demand.
+
+A slot cannot be divided: where more clients are backlogged than there are slots, who is served gets more than its share of
+that moment, and only long backlogs even that out.
 """
 
 from collections.abc import Iterable, Mapping

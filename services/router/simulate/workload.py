@@ -185,7 +185,7 @@ def _conversations(fleet: Fleet, jobs: int, chance: Random) -> Made:
             pauses.append(at)
             known = prompt + output
             at += output / speed + chance.expovariate(1 / THINK_S)
-    gap = jobs / number  # of conversations, in mean gaps of jobs
+    gap = jobs / max(1, number)  # of conversations, in mean gaps of jobs
 
     def times(per_s: float) -> list[float]:
         return [begin * gap + pause * per_s for begin, pause in zip(begins, pauses, strict=True)]
