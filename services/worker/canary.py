@@ -41,7 +41,8 @@ class Canary:
                 log.info("canary", model=probe.model, answered=answered, bystander=probe.bystander)
                 self._health.probed(probe, answered=answered, now=time.monotonic())
 
-    async def _ask(self, probe: Probe) -> bool:
+    async def _ask(self, probe: Probe) -> bool | None:
+        """See Health.probed."""
         asking = asyncio.create_task(self._first_sign(probe))
         patience = Patience(Expected(), since=time.monotonic(), scale=self._scale)
         try:
@@ -49,7 +50,9 @@ class Canary:
                 now = time.monotonic()
                 patience.look(now, in_memory=self._inventory.in_memory(probe.model))
                 left = patience.left(now, self._health.others(probe))
-                if left <= 0 or not self._health.is_wanted(probe):
+                if not self._health.is_wanted(probe):
+                    return None
+                if left <= 0:
                     return False
                 await asyncio.wait([asking], timeout=min(left, LOOK_S))
             return asking.result()
@@ -57,15 +60,15 @@ class Canary:
             asking.cancel()
             await asyncio.wait([asking], timeout=CLOSE_S)
 
-    async def _first_sign(self, probe: Probe) -> bool:
-        """A token; of the stuck model an error will do, too: what speaks is not stuck, and failures are counted elsewhere."""
+    async def _first_sign(self, probe: Probe) -> bool | None:
+        """True: a token; of the stuck model an error will do, too: what speaks is not stuck, failures are counted elsewhere."""
         stream = self._ollama.stream(*self._question(probe))
         try:
             async for item in stream:
                 if isinstance(item, list | Finished):
                     return True
-                return isinstance(item, Rejected) and item.status not in BUSY and not probe.bystander
-            return False
+                return True if isinstance(item, Rejected) and item.status not in BUSY and not probe.bystander else None
+            return None
         finally:
             await stream.aclose()
 

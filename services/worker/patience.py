@@ -20,6 +20,10 @@ ANSWER_S = 60.0  # a neighbour's prefill stops a stream for one batch: 3.3 s mea
 QUIET_ANSWER_S = 300.0  # a native tool call is silent while it is generated (§1.3)
 RENDER_S = 30.0  # 10 to 40 ms measured, and it waits for no slot (§1.13)
 
+# What a silence says that was cut short by a deadline or a cancel, see `doubt`:
+TELLING_S = 5.0  # a shorter one says nothing: people change their minds, and a neighbour's batch takes 3.3 s (§5.1)
+LOAD_SHARE = 0.5  # of LOAD_S that is Ollama's own limit for a load without progress
+
 
 class Stage(StrEnum):
     LOAD = "load"  # the model is not in memory, as far as is known
@@ -47,6 +51,20 @@ def limit_s(stage: Stage, expected: Expected, others: Collection[int] = ()) -> f
             return FIRST_S + (expected.prompt_tokens + sum(others)) / PREFILL_TPS + NEIGHBOUR_S * len(others)
         case Stage.ANSWER:
             return QUIET_ANSWER_S if expected.quiet else ANSWER_S
+
+
+def doubt(stage: Stage, silent_s: float, limit: float) -> float:
+    """How much a silence that was cut short before its limit speaks against the node: a share of the limit, to be added up.
+
+    Not so while a model is loaded: leaving aborts a load (ollama-facts.md §2.6), the next one begins anew, so many short ones
+    are no long one; only what is long by itself counts, and then for all.
+    """
+    if silent_s < TELLING_S:
+        return 0.0
+    share = silent_s / limit
+    if stage is Stage.LOAD:
+        return 1.0 if share >= LOAD_SHARE else 0.0
+    return share
 
 
 @dataclass(slots=True)
@@ -92,6 +110,10 @@ class Patience:
 
     def left(self, now: float, others: Collection[int] = ()) -> float:
         return self.since + self.limit(others) - now
+
+    def doubt(self, now: float, others: Collection[int] = ()) -> float:
+        """See `doubt`; if the run ends now."""
+        return doubt(self.stage, now - self.since, self.limit(others))
 
     def limit(self, others: Collection[int] = ()) -> float:
         return self.scale * limit_s(self.stage, self.expected, others)

@@ -203,18 +203,22 @@ class RunTask:
         consuming = asyncio.create_task(self._consume(binding.job.kind, request, carried, out, patience))
         try:
             ending = await self._until_cut(consuming, self._stop, patience)
-            if isinstance(ending, Silent):
-                options = {name: value for name, value in (request.options or {}).items() if name in RUNNER_OPTIONS}
-                if self.order.num_ctx is not None:
-                    options["num_ctx"] = self.order.num_ctx
-                # Before the slot is free, so that nothing new comes here.
-                health.gave_up(model, ending.stage, options, time.monotonic())
+            now = time.monotonic()
+            if isinstance(ending, Silent):  # before the slot is free, so that nothing new comes here
+                health.gave_up(model, ending.stage, self._runner_options(request), now)
+            elif isinstance(ending, Stopped) and not self._writing:
+                share = patience.doubt(now, health.others(self))
+                health.cut_short(model, patience.stage, self._runner_options(request), share)
             if ending is not None:
                 await self._close(consuming)
             return ending or _ending_of(consuming)
         finally:
             health.ended(self)
             consuming.cancel()  # when this itself is cancelled
+
+    def _runner_options(self, request: Request) -> dict[str, Any]:
+        options = {name: value for name, value in (request.options or {}).items() if name in RUNNER_OPTIONS}
+        return options if self.order.num_ctx is None else options | {"num_ctx": self.order.num_ctx}
 
     async def _until_cut(
         self, consuming: asyncio.Task[Ending], stop: asyncio.Future[Stopped], patience: Patience

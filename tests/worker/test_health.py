@@ -5,7 +5,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from services.worker.health import AGAIN_AT_MOST_S, AGAIN_S, Health, Probe
+from services.worker.health import AGAIN_AT_MOST_S, AGAIN_S, DOUBTED, MAX_DOUBTS, Health, Probe
 from services.worker.patience import Stage
 
 OPTIONS = {"num_ctx": 8192}
@@ -111,6 +111,74 @@ def test_a_load_that_never_came_closes_the_node_to_cold_work_until_something_is_
     assert (health.cold_stuck, health.problem) == (False, "")
 
 
+def doubted() -> Health:
+    """After three runs that were left, each after a tenth of its patience."""
+    health = Health()
+    health.listed(("a", "b"))
+    for share in (0.1, 0.1):
+        health.cut_short("a", Stage.FIRST, {}, share)
+        assert health.due(0.0) is None
+    health.cut_short("a", Stage.FIRST, OPTIONS, 0.1)
+    return health
+
+
+def test_silences_that_were_cut_short_add_up_to_a_question_and_close_nothing_before_it_failed() -> None:
+    health = doubted()
+    run = object()
+    health.began(run, "a", 10)
+    probe = asked(health, 0.0)
+    assert probe == Probe("a", OPTIONS), "also beside a run: those never show anything"
+    assert health.is_wanted(probe)
+    assert (health.usable, health.suspect_models, health.problem) == (True, (), "")
+    health.probed(probe, answered=False, now=7.0)
+    assert (health.usable, health.suspect_models) == (False, ("a",))
+    health.ended(run)
+    assert health.due(7.0) == Probe("b", {}, bystander=True)
+    assert health.due(7.0 + AGAIN_S) == Probe("a", OPTIONS), "from here on as any that fell silent"
+    health.probed(probe, answered=True, now=30.0)
+    assert (health.usable, health.suspect_models, health.due(1e9)) == (True, (), None)
+
+
+@pytest.mark.parametrize("sign", ["the question", "a run", "no silence", "a restart", "given up"])
+def test_a_doubt_ends_with(sign: str) -> None:
+    health = doubted()
+    probe = asked(health, 0.0)
+    match sign:
+        case "the question":
+            health.probed(probe, answered=True, now=1.0)
+        case "a run":
+            run = object()
+            health.began(run, "a", 10)
+            health.heard(run, was_cold=False)
+            assert not health.is_wanted(probe)
+        case "no silence":  # a 503, a broken stream
+            health.probed(probe, answered=None, now=1.0)
+        case "a restart":
+            health.came_back(1.0)
+        case "given up":
+            health.gave_up("a", Stage.FIRST, OPTIONS, 1.0)
+            health.probed(asked(health, 1.0), answered=True, now=1.0)
+    health.cut_short("a", Stage.FIRST, {}, DOUBTED - 0.01)
+    assert (health.usable, health.suspect_models, health.due(1e9)) == (True, (), None), "it begins anew"
+
+
+def test_a_load_that_was_waited_for_half_of_its_time_is_asked_for_and_then_closes_cold_work_only() -> None:
+    health = Health()
+    health.cut_short("a", Stage.LOAD, {}, 0.0)
+    assert health.due(1e9) is None
+    health.cut_short("a", Stage.LOAD, {}, 1.0)
+    health.probed(asked(health, 0.0), answered=False, now=600.0)
+    assert (health.usable, health.cold_stuck, health.suspect_models) == (True, True, ())
+
+
+def test_doubts_are_bounded() -> None:
+    health = Health()
+    for number in range(3 * MAX_DOUBTS):
+        health.cut_short(f"m{number}", Stage.FIRST, {}, 1.0)
+    assert len(health._doubts) == MAX_DOUBTS
+    assert asked(health, 0.0).model == f"m{2 * MAX_DOUBTS}"
+
+
 def test_the_reading_of_other_prompts_is_told_until_their_first_token() -> None:
     health = Health()
     one, two = object(), object()
@@ -158,6 +226,12 @@ class AnyNode(RuleBasedStateMachine):
     def give_up(self, model, stage) -> None:  # type: ignore[no-untyped-def]
         self.health.gave_up(model, stage, {}, self.now)
 
+    @rule(model=models, stage=st.sampled_from(list(Stage)), share=st.floats(0, 0.5))
+    def cut_short(self, model, stage, share) -> None:  # type: ignore[no-untyped-def]
+        before = self.seen()
+        self.health.cut_short(model, stage, {}, share)
+        assert self.seen() == before
+
     @rule(model=models, was_cold=st.booleans())
     def answer(self, model, was_cold) -> None:  # type: ignore[no-untyped-def]
         run = object()
@@ -182,7 +256,7 @@ class AnyNode(RuleBasedStateMachine):
     def list(self, loaded) -> None:  # type: ignore[no-untyped-def]
         self.health.listed(loaded)
 
-    @rule(answered=st.booleans(), later=st.floats(0, 1000))
+    @rule(answered=st.sampled_from([True, False, None]), later=st.floats(0, 1000))
     def probe(self, answered, later) -> None:  # type: ignore[no-untyped-def]
         self.now += later
         if (probe := self.health.due(self.now)) is not None:
@@ -197,7 +271,7 @@ class AnyNode(RuleBasedStateMachine):
         assert bool(self.health.problem) is bool(closed)
         if closed and not self.flights:
             assert self.health.due(self.now + AGAIN_AT_MOST_S) is not None
-        if not closed:
+        if not closed and not any(doubt.share >= DOUBTED for doubt in self.health._doubts.values()):
             assert self.health.due(self.now + AGAIN_AT_MOST_S) is None
 
 

@@ -8,12 +8,15 @@ from services.worker.patience import (
     ANSWER_S,
     FIRST_S,
     LOAD_S,
+    LOAD_SHARE,
     NEIGHBOUR_S,
     QUIET_ANSWER_S,
     RENDER_S,
+    TELLING_S,
     Expected,
     Patience,
     Stage,
+    doubt,
     limit_s,
 )
 
@@ -89,6 +92,27 @@ def test_time_in_which_this_process_stood_still_does_not_count() -> None:
     patience.forgive(1000)
     patience.look(1001, in_memory=False)
     assert patience.left(1001) == LOAD_S - 1
+
+
+def test_a_silence_that_was_cut_short_says_as_much_as_it_is_long() -> None:
+    assert TELLING_S > 3.3, "a neighbour's batch (§5.1)"
+    for stage in (Stage.RENDER, Stage.FIRST, Stage.ANSWER):
+        assert doubt(stage, TELLING_S - 0.1, 1.0) == 0, "people change their minds"
+        assert doubt(stage, 10.0, 120.0) == pytest.approx(1 / 12)
+    patience = Patience(Expected(prompt_tokens=2000), since=0.0)
+    patience.look(0, in_memory=True)
+    assert patience.doubt(55, others=(0,)) == 55 / patience.limit((0,)), "a long prompt and a neighbour are a reason"
+    patience.forgive(51)
+    assert patience.doubt(55) == 0, "this process stood still"
+    patience.heard(60)
+    assert patience.doubt(64) == 0
+
+
+def test_loads_that_were_left_early_say_nothing_however_many() -> None:
+    """Leaving aborts a load (ollama-facts.md §2.6); a model that takes a minute for it never comes for who waits half of one."""
+    assert LOAD_S * LOAD_SHARE >= OLLAMAS_OWN_STALL_S
+    assert doubt(Stage.LOAD, OLLAMAS_OWN_STALL_S - 1, LOAD_S) == 0
+    assert doubt(Stage.LOAD, OLLAMAS_OWN_STALL_S, LOAD_S) == 1
 
 
 @given(
