@@ -31,9 +31,12 @@ class Admin:
         answer = await self._http.call("GET", "/clients")
         return list(answer["clients"])
 
-    async def create_client(self, name: str, scopes: Sequence[str] = ()) -> MadeClient:
+    async def create_client(
+        self, name: str, scopes: Sequence[str] = (), policy: dict[str, Any] | None = None
+    ) -> MadeClient:
         """A client with one API key. Its secret and key are shown this once."""
-        made = await self._http.call("POST", "/clients", {"name": name, **({"scopes": list(scopes)} if scopes else {})})
+        body = {"name": name} | ({"scopes": list(scopes)} if scopes else {}) | ({"policy": policy} if policy else {})
+        made = await self._http.call("POST", "/clients", body)
         key = await self.create_key(made["client_id"])
         return MadeClient(
             client_id=made["client_id"],

@@ -8,6 +8,7 @@ import typer
 
 from libs.cli.home import MadeClient
 from libs.cli.output import Json, show, table
+from libs.common.contracts.requests import Priority
 
 client_app = typer.Typer(
     help="Clients: who may use Arriero, and for what.", no_args_is_help=True, rich_markup_mode=None
@@ -24,13 +25,19 @@ def create(
         list[str] | None,
         typer.Option(help="Allow this; several times for several. Default: models, inference, and its own jobs."),
     ] = None,
+    priority: Annotated[Priority | None, typer.Option(help="The best class that its jobs get.")] = None,
+    weight: Annotated[float | None, typer.Option(help="Its share while others wait, too; 2 is twice theirs.")] = None,
+    max_running: Annotated[
+        int | None, typer.Option(help="At most so many of its jobs at nodes at once; 0: no limit.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Make a client with a secret and an API key, which are shown this once.
 
     Scopes: models:read, inference, jobs:write, jobs:read, jobs:cancel, admin:clients, admin:cluster.
     """
-    made = asyncio.run(_create(name, scope or []))
+    policy = {"priority": priority, "weight": weight, "max_running": max_running}
+    made = asyncio.run(_create(name, scope or [], {key: value for key, value in policy.items() if value is not None}))
     show(
         msgspec.to_builtins(made),
         f"client id      {made.client_id}\n"
@@ -67,12 +74,12 @@ def create_key(
     show(made, f"API key  {made['api_key']}\nkey id   {made['key_id']}")
 
 
-async def _create(name: str, scopes: list[str]) -> MadeClient:
+async def _create(name: str, scopes: list[str], policy: dict[str, Any]) -> MadeClient:
     from libs.cli.admin import administration
     from libs.cli.whereabouts import administrator
 
     async with administration(administrator()) as admin:
-        return await admin.create_client(name, scopes)
+        return await admin.create_client(name, scopes, policy)
 
 
 async def _clients() -> list[dict[str, Any]]:

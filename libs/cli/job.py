@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
+from libs.cli.explaining import explained, quoted
 from libs.cli.failures import CommandFailed
 from libs.cli.output import Json, line, show, table
 from libs.cli.sse import ServerEvent
@@ -39,6 +40,9 @@ def submit(
     ] = None,
     idempotency_key: Annotated[str, typer.Option(help="The same key and request give the same job.")] = "",
     watch_it: Annotated[bool, typer.Option("--watch", help="Stay and print the answer as it comes.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option(help="Submit nothing; tell where it would go, and when it would end.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Submit a job and print its id.
@@ -49,6 +53,8 @@ def submit(
       arriero job submit nomic-embed-text "some text" --kind embed
       ID=$(arriero job submit llama3.2:3b "Tell a long story.") && arriero job watch $ID
     """
+    if dry_run and watch_it:
+        raise CommandFailed("a dry run submits nothing, so there is nothing to watch", code="usage")
     if file:
         body = _file(file)
     elif model and prompt:
@@ -57,9 +63,12 @@ def submit(
         raise CommandFailed("give a model and a prompt, or --file", code="usage")
     more = {"priority": priority, "deadline_s": deadline, "result_ttl_s": result_ttl}
     body |= {name: value for name, value in more.items() if value is not None}
-    job = asyncio.run(
-        _call("POST", "/jobs", body, headers={"Idempotency-Key": idempotency_key} if idempotency_key else {})
-    )
+    headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
+    if dry_run:
+        quote = asyncio.run(_call("POST", "/jobs", body, headers=headers, params={"dry_run": "1"}))
+        show(quote, quoted(quote))
+        return
+    job = asyncio.run(_call("POST", "/jobs", body, headers=headers))
     if watch_it:
         if not as_json:
             print(job["id"], file=sys.stderr)
@@ -77,6 +86,16 @@ def get(
     """A job's state, and its result when it has one."""
     job = asyncio.run(_call("GET", f"/jobs/{job_id}", params={"wait": f"{wait:g}"} if wait else {}, timeout=wait + 30))
     show(job, describe(job))
+
+
+@app.command()
+def explain(job_id: Id, as_json: Json = False) -> None:
+    """Why a job is where it is: the nodes that were looked at, with the seconds that each would have taken.
+
+    A job that still waits tells its place, and what it waits for.
+    """
+    job = asyncio.run(_call("GET", f"/jobs/{job_id}", params={"explain": "1"}))
+    show(job, explained(job))
 
 
 @app.command()
@@ -250,5 +269,18 @@ def _print_text(event: ServerEvent) -> None:
             why = (data.get("fault") or {}).get("message")
             print(f"\n{name}" + (f": {why}" if why else ""), file=sys.stderr)
         case name:
-            where = f" on {data['node']}" if data.get("node") else ""
-            print(f"({name}{where})", file=sys.stderr)
+            print(f"({name}{_around(data)})", file=sys.stderr)
+
+
+def _around(data: dict[str, Any]) -> str:
+    """What an event before the answer tells: where, the place in the queue, how far a load is."""
+    told = f" on {data['node']}" if data.get("node") else ""
+    if data.get("position") is not None:
+        told += f", position {data['position']}"
+    if data.get("eta_s") is not None:
+        told += f", starts in about {data['eta_s']:.0f} s"
+    if data.get("elapsed_s") is not None:
+        told += f", {data['elapsed_s']:.0f} s" + (
+            f" of about {data['expected_s']:.0f}" if data.get("expected_s") else ""
+        )
+    return told

@@ -12,12 +12,15 @@ from services.auth.names import BadName, client_name
 
 T = TypeVar("T")
 
+MIN_WEIGHT, MAX_WEIGHT = 0.01, 100.0  # of a client's share: it waits, but it is never without one
 MIN_RESULT_TTL_S = 60.0  # a result lives at least a minute (DESIGN §3)
 
 
 class StrictPolicy(Policy, frozen=True, kw_only=True, forbid_unknown_fields=True):
     deadline_s: Annotated[float, Meta(gt=0)] | None = None
     result_ttl_s: Annotated[float, Meta(ge=MIN_RESULT_TTL_S)] | None = None
+    weight: Annotated[float, Meta(ge=MIN_WEIGHT, le=MAX_WEIGHT)] = 1.0
+    max_running: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
 
 
 class CreateClient(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

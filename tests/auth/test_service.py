@@ -82,7 +82,11 @@ async def test_a_client_is_created_shown_and_created_only_once(auth: Auth) -> No
     admin = await auth.admin()
     made = await auth.http.post(
         "/clients",
-        json={"name": "alice", "scopes": ["jobs:read", "inference", "jobs:read"], "policy": {"priority": "batch"}},
+        json={
+            "name": "alice",
+            "scopes": ["jobs:read", "inference", "jobs:read"],
+            "policy": {"priority": "batch", "weight": 0.5, "max_running": 2},
+        },
         headers=admin,
     )
     assert made.status_code == 201
@@ -91,7 +95,9 @@ async def test_a_client_is_created_shown_and_created_only_once(auth: Auth) -> No
     secret = body.pop("client_secret")
     assert len(secret) == 43
     assert body.items() >= {"client_id": "alice", "name": "alice", "scopes": ["jobs:read", "inference"]}.items()
-    assert body["policy"] == {"priority": "batch", "deadline_s": None, "result_ttl_s": None}
+    assert body["policy"] == {
+        "priority": "batch", "deadline_s": None, "result_ttl_s": None, "weight": 0.5, "max_running": 2,
+    }  # fmt: skip
 
     again = await auth.http.post("/clients", json={"name": "alice"}, headers=admin)
     assert (again.status_code, again.json()["code"]) == (409, "already_exists")
@@ -142,6 +148,9 @@ async def test_what_is_wrong_with_a_new_client_is_said_with_the_fields_path(auth
         ({"name": "bob", "policy": {"rank": 1}}, "$.policy.rank"),
         ({"name": "bob", "policy": {"deadline_s": 0}}, "$.policy.deadline_s"),
         ({"name": "bob", "policy": {"result_ttl_s": 5}}, "$.policy.result_ttl_s"),
+        ({"name": "bob", "policy": {"weight": 0}}, "$.policy.weight"),
+        ({"name": "bob", "policy": {"weight": 101}}, "$.policy.weight"),
+        ({"name": "bob", "policy": {"max_running": -1}}, "$.policy.max_running"),
         ([], "$"),
     ]
     for body, path in bad:
