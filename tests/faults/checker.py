@@ -237,7 +237,7 @@ class _Checker:
                 if line.last:
                     ended = True
                     self._check_end(stream, line)
-            if ended or not told:
+            if ended or (not told and stream is streams[-1]):
                 self._compare(stream, shown, ended=ended)
 
     def _check_order(self, stream: _Stream, line: Line, epoch: int, offset: int, shown: list[Line]) -> None:
@@ -284,8 +284,15 @@ class _Checker:
                 return
 
     def _is_last_reading(self, stream: _Stream) -> bool:
-        """A reader that was cut comes back, and is told then; only who gave up or read to the end is judged by what it has."""
-        return False if stream.closed is None else stream.closed["how"] == "eof"
+        """A reader that was cut comes back, and is told then, and so does one whose gateway drained; only who never did, or read
+        to the end, is judged by what it has."""
+        if stream.closed is None or stream.closed["how"] != "eof":
+            return False
+        n, job, t = stream.opened["n"], stream.opened["job"], stream.closed["t"]
+        return not any(
+            call["op"] == "stream" and call["status"] == 409 and call["n"] == n and call["t"] >= t
+            for call in self._calls_of[job]
+        )
 
     def _check_chat(self, stream: _Stream) -> None:
         opened, closed = stream.opened, stream.closed

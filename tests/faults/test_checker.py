@@ -137,6 +137,23 @@ def test_text_that_is_void_is_fine_once_the_reader_was_told(how: str) -> None:
     assert run.kinds() == set()
 
 
+@pytest.mark.parametrize("how", ["reset", "409", "nothing"])
+def test_who_was_sent_away_by_a_gateway_that_drains_is_told_when_it_comes_back(how: str) -> None:
+    run = Run()
+    shown = log("Other", " words")
+    run.stream(shown + ": this gateway shuts down; resume with Last-Event-ID\n\n", how="eof")
+    place = f"7.{size('Other') + size(' words')}"
+    if how == "reset":
+        run.stream("event: reset\ndata: {}\n\n" + whole(epoch=9), after=place)
+    elif how == "409":
+        run.call("stream", 409, job=JOB, code="position_lost")
+        run.stream(whole(epoch=9), life=1)
+    else:
+        run.stream(ending(size("Other") + size(" words"), epoch=9), after=place)
+    run.end(whole(epoch=9))
+    assert run.kinds() == ({Kind.MIXED} if how == "nothing" else set())
+
+
 def test_what_its_owner_erased_is_not_lost() -> None:
     run = Run()
     run.call("cancel", 200, job=JOB, view={"id": JOB, "state": "succeeded", "erased": True})
