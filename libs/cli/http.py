@@ -72,6 +72,23 @@ class Http:
         except httpx.HTTPError as error:
             raise self._away(error) from error
 
+    async def lines(self, method: str, path: str, body: Any) -> AsyncIterator[dict[str, Any]]:
+        """The JSON objects of a stream of lines until its end, without a time-out between them. Raises CommandFailed."""
+        limits = httpx.Timeout(TIMEOUT_S, connect=5.0, read=None)
+        headers = {"Content-Type": "application/json"}
+        content = msgspec.json.encode(body)
+        try:
+            async with self._client.stream(method, path, content=content, headers=headers, timeout=limits) as response:
+                if not response.is_success:
+                    raise refused(response.status_code, await response.aread())
+                async for text in response.aiter_lines():
+                    if text.strip():
+                        yield msgspec.json.decode(text, type=dict[str, Any])
+        except httpx.HTTPError as error:
+            raise self._away(error) from error
+        except msgspec.MsgspecError as error:
+            raise CommandFailed(f"{self._client.base_url} answers, but not as Arriero does", code="no_json") from error
+
     def _away(self, error: httpx.HTTPError) -> CommandFailed:
         why = str(error) or type(error).__name__
         return CommandFailed(

@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from libs.cli import chat, clients, fleet, job, nats, sim, simulate, status
+from libs.cli import chat, clients, job, models, nats, nodes, sim, simulate, status
 from libs.cli.failures import CommandFailed
 from libs.cli.output import fail
 from libs.cli.up import command as up_command
@@ -22,6 +22,8 @@ Examples:
   arriero up                                           start everything, stream a first answer
   arriero chat llama3.2:3b "Why are llamas good walkers?"
   arriero job submit llama3.2:3b "Tell a long story." --watch
+  arriero models pin llama3.2:3b gpu-1                 keep a model in a node's memory
+  arriero nodes drain gpu-1 --wait                     no new work for a node
   arriero client create ci --json                      a client of its own for another program
   arriero status                                       what runs, and what is not ready
 """
@@ -36,8 +38,8 @@ app = typer.Typer(
 app.command(help=up_command.HELP)(up_command.up)
 app.command()(chat.chat)
 app.add_typer(job.app, name="job")
-app.command()(fleet.nodes)
-app.command()(fleet.models)
+app.add_typer(nodes.app, name="nodes")
+app.add_typer(models.app, name="models")
 app.command()(status.status)
 app.add_typer(clients.client_app, name="client")
 app.add_typer(clients.key_app, name="key")

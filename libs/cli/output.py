@@ -25,6 +25,10 @@ def _choose(value: bool) -> bool:
 Json = Annotated[bool, typer.Option("--json", callback=_choose, help="Print JSON for programs instead of text.")]
 
 
+def is_json() -> bool:
+    return _Choice.as_json
+
+
 def show(value: Any, text: str) -> None:
     """`value` for programs, or `text` for humans."""
     line(value) if _Choice.as_json else print(text)

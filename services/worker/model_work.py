@@ -38,7 +38,7 @@ ROOM_S = 10.0  # an unload takes 0.5 to 5 s until the memory is free (ollama-fac
 TELL_S = 10.0  # for the inventory to be asked again
 
 
-WAITS = ModelAnswer(state=ModelWork.RUNNING, status="waits for its turn")
+BEGINS = ModelAnswer(state=ModelWork.RUNNING, status="begins")
 
 
 class WorkFailed(Exception):
@@ -49,7 +49,7 @@ class WorkFailed(Exception):
 class _Work:
     order: ModelOrder  # the newest: keep_alive and num_ctx of those who joined count, too
     op_ids: set[str] = field(default_factory=set)
-    answer: ModelAnswer = WAITS
+    answer: ModelAnswer = BEGINS
     ended_at: float = 0.0
 
     @property
@@ -130,6 +130,8 @@ class ModelDesk:
         began = time.monotonic()
         do = {ModelOp.LOAD: self._load, ModelOp.UNLOAD: self._unload, ModelOp.PULL: self._pull}[op]
         try:
+            if self._turns[op].locked():
+                work.tell("waits for its turn")
             async with self._turns[op]:
                 status = await do(model, work)
             await self._tell(disk=op is ModelOp.PULL)

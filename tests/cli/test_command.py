@@ -66,6 +66,11 @@ def test_help_teaches_and_loads_nothing_heavy(home: Home):
         "nats init",
         "status",
         "nodes",
+        "nodes drain",
+        "models",
+        "models pull",
+        "models pin",
+        "models set",
     ],
 )
 def test_every_command_has_help_and_json(home: Home, arguments: str):

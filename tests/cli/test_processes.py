@@ -9,6 +9,7 @@ from libs.cli.home import Home
 from libs.cli.up.ollama import Node, simulated_nodes
 from libs.cli.up.ports import Ports, plan_ports
 from libs.cli.up.processes import (
+    SIM_VRAM,
     Counts,
     Process,
     Stage,
@@ -112,3 +113,12 @@ def test_surroundings_are_inherited_ours_wins_and_a_secret_by_value_does_not_bea
     assert given["ARRIERO_AUTH_EXTRA"] == "kept"
     assert given["ARRIERO_AUTH_LOG_LEVEL"] == "info"
     assert "ARRIERO_AUTH_CLUSTER_SECRET" not in given
+
+
+def test_a_gpu_of_this_machine_is_none_of_a_simulated_nodes(services: dict[str, Process], ports: Ports):
+    """Its worker would ask nvidia-smi of this machine; a real node's is left to do so."""
+    (sim,) = sim_processes(ports, NODES)
+
+    assert services["worker-sim-a"].environment["ARRIERO_WORKER_VRAM"] == SIM_VRAM
+    assert "ARRIERO_WORKER_VRAM" not in services["worker-gpu1"].environment
+    assert sim.argv[sim.argv.index("--vram") + 1] == SIM_VRAM

@@ -1,5 +1,7 @@
 """The files of deploy/ are read by what they are for: systemd, nats-server, the services. Needs neither root nor namespaces."""
 
+import asyncio
+import contextlib
 import datetime
 import ipaddress
 import os
@@ -14,13 +16,21 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from libs.common.bus.buckets import Bucket
+from libs.common.bus.connection import Bus, Message
+from libs.common.bus.failures import BusError
+from libs.common.bus.follower import Follower
+from libs.common.bus.provision import create_missing
+from libs.common.contracts.catalog import model_record
+from libs.common.contracts.streams import MODELS
 from libs.common.settings import ServiceSettings
 from services.auth.settings import AuthSettings
 from services.gateway.settings import GatewaySettings
 from services.router.settings import RouterSettings
 from services.worker.settings import WorkerSettings
 from tests.netns.world import DEPLOY, inherited, until
-from tests.support.nats_server import binary
+from tests.support.nats_server import binary, connected, nats_server
+from tests.support.waiting import eventually
 
 CLASSES: dict[str, type[ServiceSettings]] = {
     "auth": AuthSettings, "gateway": GatewaySettings, "router": RouterSettings, "worker": WorkerSettings,
@@ -150,3 +160,51 @@ def certificate(folder: Path) -> Path:
         own.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     )
     return folder / "ca.pem"
+
+
+async def test_gateway_and_router_may_do_what_models_and_nodes_need_and_no_more(tmp_path: Path) -> None:
+    assert make_users(tmp_path, "gpu-1").returncode == 0
+    users = (tmp_path / "users.conf").read_text()
+    passwords = dict(re.findall(r'user: "(\S+)", password: "(\S+)"', users))
+    async with nats_server(tmp_path / "nats", provision=False, config=users) as server:
+        async with connected(server, "admin", passwords["admin"]) as admin:
+            await create_missing(admin)
+
+        def as_user(name: str) -> contextlib.AbstractAsyncContextManager[Bus]:
+            return connected(server, name, passwords[name])
+
+        async with as_user("gateway") as gateway, as_user("router") as router, as_user("worker-gpu-1") as worker:
+            for subject in ("ctl.gpu-1.b.model", "ctl.gpu-1.b.run"):
+                await worker.serve(subject, _yes)
+            await router.serve("ctl.router.quote", _yes)
+            await worker.api("INFO")
+            await router.api("INFO")  # the subscriptions stand once these have come back
+            for asker, subject in (
+                (gateway, "ctl.gpu-1.b.model"),
+                (gateway, "ctl.router.quote"),
+                (router, "ctl.gpu-1.b.model"),
+            ):
+                assert await asker.request(subject) == b"yes"
+            with pytest.raises(BusError):
+                await gateway.request("ctl.gpu-1.b.run", timeout=0.5)
+            key = model_record("hf.co/org/name:Q4_K_M")
+            revision = await Bucket(gateway, MODELS).put(key, b"{}", expected=0)
+            assert await Bucket(router, MODELS).get(key) == (b"{}", revision)
+            for user in (router, worker):
+                with pytest.raises(BusError):
+                    await user.append(f"$KV.{MODELS}.{key}", b"x", timeout=0.5)
+            seen: list[str] = []
+            followers = [
+                Follower(user, f"KV_{MODELS}", [f"$KV.{MODELS}.>"], lambda stored: seen.append(stored.subject))
+                for user in (gateway, router)
+            ]
+            following = [asyncio.create_task(each.run()) for each in followers]
+            await eventually(lambda: len(seen) == 2)
+            await Bucket(gateway, MODELS).delete(key, expected=revision)
+            await eventually(lambda: len(seen) == 4)
+            for task in following:
+                task.cancel()
+
+
+async def _yes(message: Message) -> bytes:
+    return b"yes"

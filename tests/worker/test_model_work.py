@@ -164,7 +164,11 @@ async def test_what_ended_long_ago_is_forgotten_and_works_are_bounded(
         assert (await ask(around, worker, ModelOp.PULL, "new:0b", op_id="b")).state is ModelWork.RUNNING, "it may join"
         # beyond those at once, one waits
         await eventually(lambda: sim.state.requests.get("/api/pull") == model_work.PULLS_AT_ONCE)
-        assert (await ask(around, worker, ModelOp.PULL, "new:2b", op_id="a")).status == "waits for its turn"
+
+        async def waits() -> bool:
+            return (await ask(around, worker, ModelOp.PULL, "new:2b", op_id="a")).status == "waits for its turn"
+
+        await eventually(waits)
 
 
 async def test_memory_of_ended_works_ends(around: World, sim: SimServer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from libs.cli.up.ports import HOST, Ports
 
 OPERATOR = "operator"
 SIM_DISK_GBPS = 3.0  # a load then takes about a second
+SIM_VRAM = "24GB"
 
 
 class Stage(IntEnum):
@@ -81,6 +82,7 @@ def sim_processes(ports: Ports, nodes: Sequence[Node]) -> list[Process]:
             "--models": node.sim_models,
             "--slots": str(node.slots),
             "--disk-gbps": f"{SIM_DISK_GBPS:g}",
+            "--vram": SIM_VRAM,
         }
         argv = (sys.executable, "-m", "libs.ollama_sim", *(part for pair in arguments.items() for part in pair))
         made.append(Process(name=f"sim-{node.name}", argv=argv, ready=f"{url(port)}/api/version", stage=Stage.NODE))
@@ -131,6 +133,8 @@ def service_processes(
     for node in nodes:
         node_url = url(ports.sims[node.name]) if node.simulated else node.url
         worker = {"NODE": node.name, "NODE_URL": node_url, "SLOTS": str(node.slots)}
+        if node.simulated:  # a GPU of this machine is none of a simulated node's
+            worker["VRAM"] = SIM_VRAM
         name = f"worker-{node.name}"
         made.append(service(name, name, Stage.EDGE, worker, needed=node.reachable))
     return made
