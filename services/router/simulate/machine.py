@@ -144,7 +144,6 @@ class Node:
 
     def _begin(self, run: Run, now: float) -> None:
         job = run.job
-        self.residents[job.model] = now
         size_gb = self._models[job.model].size_gb
         conversation, tokens, _ = self._slots[run.slot].memory.get(job.model, (None, 0, 0.0))
         cached = 0

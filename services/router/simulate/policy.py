@@ -71,7 +71,7 @@ class NodeView(Protocol):
 
     @property
     def residents(self) -> Mapping[str, float]:
-        """Models in memory, each with the moment it was last used: loaded, or a job of it started or ended."""
+        """Models in memory, each with the moment it was loaded or, later, a job of it ended."""
         ...
 
     @property

@@ -52,6 +52,12 @@ def test_least_depth_counts_running_and_waiting_jobs_not_free_slots():
     assert places(played) == "n1 n2 n1 n2"
 
 
+def test_a_job_that_ends_at_the_moment_of_an_arrival_does_not_count_any_more():
+    played = play(fleet(*TWO), [job(0, output=100), job(0), job(6.5)], "least-depth")
+
+    assert places(played) == "n1 n2 n2"
+
+
 def test_round_robin_takes_turns_whatever_is_loaded_or_waits():
     assert places(play(fleet(*TWO, node("n3")), [job(t) for t in (0, 0, 9, 9, 50)], "round-robin")) == "n1 n2 n3 n1 n2"
 

@@ -66,6 +66,20 @@ def test_the_least_recently_used_idle_model_leaves():
     assert played.loads == 4
 
 
+def test_what_counts_is_when_the_last_job_of_a_model_ended():
+    # a begins before b and ends after it: c takes b's place.
+    jobs = [job(0, "a", output=300), job(10, "b"), job(60, "c"), job(80, "a")]
+
+    assert first_tokens(play(fleet(node(slots=2)), jobs)) == [5.5, 15.5, 65.5, 81]
+
+
+def test_a_waiting_load_gets_the_room_before_a_queued_job_of_the_model_that_leaves():
+    # Both slots taken, b waits for a's memory, another job of a for a slot: a leaves at 6.5 and is loaded again behind b.
+    played = play(fleet(node(slots=2, vram_gb=8)), [job(0, "a"), job(1, "b"), job(2, "a")])
+
+    assert first_tokens(played) == [5.5, 12, 13 + 4.5 + 1]
+
+
 def test_a_busy_model_does_not_leave_though_it_was_used_longest_ago():
     # a answers until 105.5; c needs room at 30: b, used later, but idle, leaves.
     jobs = [job(0, "a", output=1000), job(10, "b"), job(30, "c"), job(200, "a"), job(220, "b")]
@@ -122,10 +136,15 @@ def test_each_slot_remembers_a_conversation_and_the_right_one_is_taken():
     assert cached(fleet(node(slots=2)), *turns) == [0, 0, 110, 110]
 
 
-def test_a_new_conversation_spares_the_slot_with_the_newer_memory():
-    turns = talk(0, "x"), talk(0, "y"), talk(20, "y", prompt=200), talk(40, "z"), talk(60, "y", prompt=300)
+def test_a_conversation_prefers_its_slot_to_one_that_remembers_nothing():
+    assert cached(fleet(node(slots=2)), talk(0, "x"), talk(20, "x", prompt=200)) == [0, 110]
 
-    assert cached(fleet(node(slots=2)), *turns)[-1] == 210
+
+def test_a_new_conversation_spares_the_slot_with_the_newer_memory():
+    begun = talk(0, "x"), talk(0, "y")
+    for newer in ("x", "y"):
+        turns = *begun, talk(20, newer, prompt=200), talk(40, "z"), talk(60, newer, prompt=300)
+        assert cached(fleet(node(slots=2)), *turns)[-1] == 210
 
 
 def test_a_model_that_left_memory_has_forgotten_its_conversations():
