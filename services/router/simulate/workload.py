@@ -194,14 +194,17 @@ def _conversations(fleet: Fleet, jobs: int, chance: Random) -> Made:
 
 
 def _models(fleet: Fleet, jobs: int, chance: Random, *, shifts: int = 1) -> list[str]:
-    """Zipf over the models in the order of the fleet file; each shift shuffles that order anew."""
+    """Zipf over the models in the order of the fleet file; each shift shuffles that order anew, with another favourite."""
     ranked = list(fleet.models)
     weights = [1 / rank**ZIPF for rank in range(1, len(ranked) + 1)]
     drawn: list[str] = []
     for part in range(shifts):
         count = jobs * (part + 1) // shifts - len(drawn)
         drawn += chance.choices(ranked, weights, k=count)
+        favourite = ranked[0]
         chance.shuffle(ranked)
+        if ranked[0] == favourite:
+            ranked.append(ranked.pop(0))
     return drawn
 
 
