@@ -5,7 +5,7 @@ import ipaddress
 import socket
 from collections.abc import Awaitable, Callable
 
-from libs.ollama_sim import control, library
+from libs.ollama_sim import control, library, pulling
 from libs.ollama_sim.chat import chat
 from libs.ollama_sim.embed import embed, embeddings
 from libs.ollama_sim.exchange import JSON_UTF8, TEXT, TEXT_UTF8, Exchange, Receive, Scope, Send
@@ -45,7 +45,7 @@ ROUTES: dict[str, dict[str, Handler]] = {
     "/api/generate": {"POST": generate},
     "/api/embed": {"POST": embed},
     "/api/embeddings": {"POST": embeddings},
-    "/api/pull": {"POST": library.pull},
+    "/api/pull": {"POST": pulling.pull},
     "/api/copy": {"POST": library.copy},
     "/api/delete": {"DELETE": library.delete},
     "/sim/state": {"GET": control.state},

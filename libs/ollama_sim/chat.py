@@ -22,7 +22,7 @@ from libs.ollama_sim.wire import AnswerMessage, ChatLine, DebugInfo, go_time
 
 
 async def chat(node: Node, exchange: Exchange, body: bytes) -> None:
-    started_ns = time.perf_counter_ns()
+    started_ns = node.pace.now_ns()
     request = read_chat(body)
     node.remember(exchange.path, request.model, request.keys, request.options, request.is_stream)
     model = find_for_inference(node, request.model, is_chat=True)
@@ -34,7 +34,7 @@ async def chat(node: Node, exchange: Exchange, body: bytes) -> None:
     async with runner_for(
         node, model, request.options, request.does_shift, request.keep_alive_s, exchange.path
     ) as runner:
-        loaded_ns = time.perf_counter_ns()
+        loaded_ns = node.pace.now_ns()
         if not request.messages:
             await exchange.json(_emptied(request, "load"))
             return

@@ -22,6 +22,8 @@ class RunnerSummary(msgspec.Struct, frozen=True):
     is_dead: bool
     is_unloading: bool
     num_ctx: int
+    size: int
+    size_vram: int
     slots: list[SlotState]
 
 
@@ -40,6 +42,8 @@ class NodeState(msgspec.Struct, frozen=True):
     cancelled: int
     failed: int
     tokens: int
+    prompt_tokens_read: int
+    prompt_tokens_reused: int
     loads: int
     failed_loads: int
     aborted_loads: int
@@ -75,6 +79,8 @@ def state_of(node: Node) -> NodeState:
         cancelled=counters.cancelled,
         failed=counters.failed,
         tokens=counters.tokens,
+        prompt_tokens_read=counters.prompt_tokens_read,
+        prompt_tokens_reused=counters.prompt_tokens_reused,
         loads=counters.loads,
         failed_loads=counters.failed_loads,
         aborted_loads=counters.aborted_loads,
@@ -106,5 +112,7 @@ def _summary(runner: Runner) -> RunnerSummary:
         is_dead=runner.is_dead,
         is_unloading=runner.state != "ready",
         num_ctx=runner.num_ctx,
+        size=runner.placement.size_bytes,
+        size_vram=runner.placement.vram_bytes,
         slots=[SlotState(slot.is_taken, slot.tokens) for slot in runner.slots],
     )

@@ -9,6 +9,8 @@ class Counters:
         self.cancelled = 0  # requests whose client went away
         self.failed = 0  # answered with an error, or cut by a fault
         self.tokens = 0
+        self.prompt_tokens_read = 0
+        self.prompt_tokens_reused = 0  # a slot had them already
         self.loads = 0
         self.failed_loads = 0
         self.aborted_loads = 0

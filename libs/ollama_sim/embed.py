@@ -6,7 +6,6 @@ import hashlib
 import math
 import re
 import struct
-import time
 
 import msgspec
 
@@ -25,17 +24,17 @@ _NOT_SUPPORTED = "This server does not support embeddings. Start it with `--embe
 
 
 async def embed(node: Node, exchange: Exchange, body: bytes) -> None:
-    started_ns = time.perf_counter_ns()
+    started_ns = node.pace.now_ns()
     request = read_embed(body)
     node.remember(exchange.path, request.model, request.keys, request.options, is_stream=False)
     model = find_for_embedding(node, request.model)
     async with runner_for(node, model, request.options, None, request.keep_alive_s, exchange.path) as runner:
-        loaded_ns = time.perf_counter_ns()
+        loaded_ns = node.pace.now_ns()
         if not request.inputs:
             await exchange.json(EmbedAnswer(request.model, []))
             return
         vectors, tokens = await _embed_all(node, runner, request)
-        now_ns = time.perf_counter_ns()
+        now_ns = node.pace.now_ns()
         short = [[_shortest(value) for value in vector] for vector in vectors]
         answer = EmbedAnswer(request.model, short, now_ns - started_ns, loaded_ns - started_ns, tokens)
         await exchange.json(answer)
@@ -67,7 +66,7 @@ async def _embed_all(node: Node, runner: Runner, request: EmbedRequest) -> tuple
             count = model.context_length
         slot = await runner.take_slot()
         try:
-            await node.pace.sleep(count / node.rates.prefill_tps)
+            await node.pace.sleep(count / runner.rates.prefill_tps)
         finally:
             runner.give_back(slot)
         vectors.append(vector_of(model, text, request.dimensions))

@@ -1,8 +1,11 @@
-"""One answer as it comes out of the engine: waiting for a slot, prefill, one token after the other."""
+"""One answer as it comes out of the engine: waiting for a slot, prefill, one token after the other.
+
+An answer keeps a timetable of the simulated clock: every phase begins where the one before was due to end, and the
+durations it reports are those of the timetable. So a late wake-up neither slows the node nor shows in its figures.
+"""
 
 import asyncio
 import contextlib
-import time
 from collections.abc import AsyncGenerator, Iterator
 
 import msgspec
@@ -11,8 +14,9 @@ from libs.ollama_sim.answers import Piece
 from libs.ollama_sim.counters import Counters
 from libs.ollama_sim.faults import Fault, FaultKind
 from libs.ollama_sim.pace import Pace
+from libs.ollama_sim.prefixes import reused_tokens
+from libs.ollama_sim.rates import decode_share
 from libs.ollama_sim.runner import UNEXPECTED_EOF, EngineDied, Runner, Slot
-from libs.ollama_sim.scheduling import decode_share
 from libs.ollama_sim.stops import StopFilter
 
 _PREFILL_STEP_S = 0.25  # how often a prefill looks whether its engine still lives
@@ -29,11 +33,6 @@ class Cut(Exception):
         self.kind = kind
 
 
-class Rates(msgspec.Struct, frozen=True):
-    decode_tps: float
-    prefill_tps: float
-
-
 class Order(msgspec.Struct, frozen=True):
     """What to generate."""
 
@@ -42,55 +41,67 @@ class Order(msgspec.Struct, frozen=True):
     limit: int | None
     stops: tuple[str, ...] = ()
     fault: Fault | None = None
+    prompt: bytes = b""
 
 
 class Generation:
     """Iterate over `pieces`; afterwards the counts and durations are those of the final line."""
 
-    def __init__(self, runner: Runner, order: Order, rates: Rates, pace: Pace, counters: Counters) -> None:
+    def __init__(self, runner: Runner, order: Order, pace: Pace, counters: Counters) -> None:
         self._runner = runner
         self._order = order
-        self._rates = rates
         self._pace = pace
         self._counters = counters
-        self._free_at = 0.0  # loop time at which the engine would notice that nobody listens
+        self._due = 0.0  # the timetable: when, by the simulated clock, the present step ends
+        self._free_at = 0.0  # when the engine would notice that nobody listens
         self._trickle_s: float | None = None
+        self._written: list[str] | None = []  # None = the context was shifted, so the slot's text is no prefix
         self.done_reason = "stop"
         self.eval_count = 0
         self.prompt_eval_ns = 0
         self.eval_ns = 0
+        self.ended_ns = 0  # simulated clock
 
     async def pieces(self) -> AsyncGenerator[Piece, None]:
-        slot = await self._runner.take_slot()
+        prompt = b"" if self._pace.is_instant else self._order.prompt
+        slot = await self._runner.take_slot(prompt)
         slot.tokens = 0
         try:
             await self._wait_for_engine(slot)
-            started_ns = time.perf_counter_ns()
-            await self._prefill()
-            first_ns = time.perf_counter_ns()
-            self.prompt_eval_ns = _engine_ns(first_ns - started_ns)
+            started = self._due
+            await self._prefill(slot, prompt)
+            first = self._due
+            self.prompt_eval_ns = _engine_ns(first - started)
             async with contextlib.aclosing(self._decode(slot)) as decoded:
                 async for piece in decoded:
                     yield piece
-            self.eval_ns = _engine_ns(time.perf_counter_ns() - first_ns)
+            if self._pace.is_instant:
+                self._due = self._pace.now()
+            await self._pace.sleep_until(self._due)
+            self.eval_ns = _engine_ns(self._due - first)
+            self.ended_ns = int(self._due * 1e9)
             self._free_at = 0.0
         finally:
+            slot.is_in_prefill = False
             slot.busy_until = self._free_at
+            if self._written is None:
+                slot.held = b""
+            elif self._written:
+                slot.held += "".join(self._written).encode("utf-8", "surrogatepass")
             self._runner.give_back(slot)
 
     async def _decode(self, slot: Slot) -> AsyncGenerator[Piece, None]:
         stops = StopFilter(self._order.stops)
-        loop = asyncio.get_running_loop()
-        due = loop.time()
         for piece in self._order.pieces:
             await self._suffer()
             if self.eval_count > 0:
-                due = await self._wait_for_token(due)
+                await self._wait_for_token()
             if self._runner.is_dead:
                 raise EngineDied(UNEXPECTED_EOF)
             self.eval_count += 1
             self._counters.tokens += 1
             slot.tokens = self.eval_count
+            self._keep(piece)
             for released in stops.feed(piece):
                 yield released
             if stops.has_stopped:
@@ -100,41 +111,71 @@ class Generation:
                 break
         else:
             await self._suffer()
+            if self.eval_count > 0:
+                await self._wait_for_token()
             self.eval_count += 1  # the token that ends the answer counts, though it has no text
         for released in stops.flush():
             yield released
 
     async def _wait_for_engine(self, slot: Slot) -> None:
         """The engine may still be busy with the request before, which nobody waits for any more."""
-        remaining = slot.busy_until - asyncio.get_running_loop().time()
-        if remaining > 0:
-            self._free_at = slot.busy_until
-            await asyncio.sleep(remaining)
+        self._due = max(self._pace.now(), slot.busy_until)
+        self._free_at = slot.busy_until
+        if self._pace.now() < self._due:
+            await self._pace.sleep_until(self._due)
 
-    async def _prefill(self) -> None:
-        left = self._order.prompt_tokens / self._rates.prefill_tps
-        loop = asyncio.get_running_loop()
-        while left > 0 and not self._pace.is_instant:
-            self._free_at = loop.time() + self._pace.real(min(left, _CANCEL_POLL_S))
-            await self._pace.sleep(min(left, _PREFILL_STEP_S))
-            left -= _PREFILL_STEP_S
+    async def _prefill(self, slot: Slot, prompt: bytes) -> None:
+        """Read what the slot does not know yet; a slot that is left in the middle knows the part that was read."""
+        if self._pace.is_instant:
+            self._counters.prompt_tokens_read += self._order.prompt_tokens
+            self._due = self._pace.now()
+            return
+        shared = self._runner.reuse(slot, prompt)
+        reused = reused_tokens(self._order.prompt_tokens, len(prompt), shared)
+        new = self._order.prompt_tokens - reused
+        self._counters.prompt_tokens_reused += reused
+        self._counters.prompt_tokens_read += new
+        slot.is_in_prefill = True
+        left = float(new)
+        while left > 1e-9:
+            rate = self._prefill_tps()
+            self._free_at = self._due + min(left / rate, _CANCEL_POLL_S)
+            step_s = min(left / rate, _PREFILL_STEP_S)
+            self._due += step_s
+            if self._pace.is_worth_waiting(self._due) or left / rate <= step_s:
+                await self._pace.sleep_until(self._due)
+            left -= step_s * rate
+            slot.held = prompt[: len(prompt) - int((len(prompt) - shared) * max(0.0, left) / new)]
             if self._runner.is_dead:
                 raise EngineDied(UNEXPECTED_EOF)
+        slot.is_in_prefill = False
 
-    async def _wait_for_token(self, due: float) -> float:
-        """Keep the rate of the engine's clock, not of late wake-ups; returns when this token was due."""
+    def _prefill_tps(self) -> float:
+        rates = self._runner.rates
+        return rates.prefill_tps / (self._runner.prefilling if rates.does_share_prefill else 1)
+
+    async def _wait_for_token(self) -> None:
+        """Keep the timetable; tokens that are due earlier than a timer can ring go out together."""
         if self._trickle_s is not None:
             await self._pace.sleep(self._trickle_s)
-            return asyncio.get_running_loop().time()
-        if self._pace.is_instant:
-            if self.eval_count % _YIELD_EVERY == 0:
-                await asyncio.sleep(0)
-            return due
-        share = decode_share(self._runner.busy_slots)
-        due += self._pace.real(1.0 / (self._rates.decode_tps * share))
-        self._free_at = due
-        await asyncio.sleep(max(0.0, due - asyncio.get_running_loop().time()))
-        return due
+            self._due = self._pace.now()
+            return
+        if not self._pace.is_instant:
+            self._due += 1.0 / (self._runner.rates.decode_tps * decode_share(self._runner.busy_slots))
+            self._free_at = self._due
+            if self._pace.is_worth_waiting(self._due):
+                await self._pace.sleep_until(self._due)
+                return
+        if self.eval_count % _YIELD_EVERY == 0:
+            await asyncio.sleep(0)
+
+    def _keep(self, piece: Piece) -> None:
+        """The slot holds what it has written, as long as the context need not be shifted."""
+        if self._written is None or self._pace.is_instant:
+            return
+        self._written.append(piece.text)
+        if self._order.prompt_tokens + self.eval_count > self._runner.num_ctx:
+            self._written = None
 
     async def _suffer(self) -> None:
         fault = self._order.fault
@@ -152,5 +193,5 @@ class Generation:
                 raise Cut(kind)
 
 
-def _engine_ns(ns: int) -> int:
-    return max(_LEAST_NS, ns // _LEAST_NS * _LEAST_NS)
+def _engine_ns(seconds: float) -> int:
+    return max(_LEAST_NS, round(seconds * 1e6) * _LEAST_NS)

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import time
 from typing import Any
 
 import msgspec
@@ -14,6 +13,7 @@ from libs.ollama_sim.generation import Cut, Generation, Order
 from libs.ollama_sim.models import Model
 from libs.ollama_sim.node import Node
 from libs.ollama_sim.options import sampling, token_limit, usable_context
+from libs.ollama_sim.prefixes import BYTES_PER_TOKEN
 from libs.ollama_sim.presenters import Presenter
 from libs.ollama_sim.prompts import Prompt, count_tokens
 from libs.ollama_sim.refusals import Refusal, context_exceeded
@@ -29,6 +29,7 @@ class Plan(msgspec.Struct, frozen=True):
 
     rest: Continuation
     prompt_tokens: int
+    prompt: bytes  # as the engine sees it
 
 
 class Task(msgspec.Struct, frozen=True):
@@ -39,8 +40,8 @@ class Task(msgspec.Struct, frozen=True):
     plan: Plan
     presenter: Presenter
     is_native_chat: bool
-    started_ns: int  # perf counter when the request was read
-    loaded_ns: int  # perf counter when the runner was in hand
+    started_ns: int  # simulated clock when the request was read
+    loaded_ns: int  # the same when the runner was in hand
 
 
 def make_plan(
@@ -55,13 +56,16 @@ def make_plan(
     written = prompt.text[prompt.start :] if prompt.is_marked else ""
     fixed = prompt.rendered[: len(prompt.rendered) - len(written)]
     tokens = count_tokens(fixed) + (rest.tokens_done or count_tokens(written))
+    text = prompt.rendered.encode("utf-8", "surrogatepass")
     usable = usable_context(runner.num_ctx)
     if tokens > usable and (is_native_chat or not request.does_truncate):
         raise context_exceeded(tokens, usable)
     if tokens > runner.num_ctx and not is_native_chat:
         keep = sampling(request.options).num_keep
         tokens = keep + (runner.num_ctx - keep) // 2  # the middle of the prompt is gone, silently
-    return Plan(rest, tokens)
+        head = BYTES_PER_TOKEN * keep
+        text = text[:head] + text[max(head, len(text) - BYTES_PER_TOKEN * (tokens - keep)) :]
+    return Plan(rest, tokens, text)
 
 
 async def give(node: Node, exchange: Exchange, runner: Runner, task: Task) -> None:
@@ -73,11 +77,13 @@ async def give(node: Node, exchange: Exchange, runner: Runner, task: Task) -> No
         room = max(1, usable_context(runner.num_ctx) - task.plan.prompt_tokens)
         limit = room if limit is None else min(limit, room)
     fault = node.faults.draw(Phase.STREAM, exchange.path, task.model.name.short)
-    order = Order(task.plan.rest.pieces, task.plan.prompt_tokens, limit, wanted.stop, fault)
-    generation = Generation(runner, order, node.rates, node.pace, node.counters)
+    plan = task.plan
+    order = Order(plan.rest.pieces, plan.prompt_tokens, limit, wanted.stop, fault, plan.prompt)
+    generation = Generation(runner, order, node.pace, node.counters)
     try:
         await _send_pieces(exchange, generation, task)
-        await _send_end(exchange, generation, task, task.plan.prompt_tokens)
+        ended_ns = max(node.pace.now_ns(), generation.ended_ns)
+        await _send_end(exchange, generation, task, ended_ns)
     except EngineDied as exc:
         node.counters.failed += 1
         await _send_death(exchange, str(exc), is_stream=request.is_stream)
@@ -96,11 +102,11 @@ async def _send_pieces(exchange: Exchange, generation: Generation, task: Task) -
                 await exchange.line(line)
 
 
-async def _send_end(exchange: Exchange, generation: Generation, task: Task, prompt_tokens: int) -> None:
+async def _send_end(exchange: Exchange, generation: Generation, task: Task, ended_ns: int) -> None:
     metrics = Metrics(
-        total_duration=time.perf_counter_ns() - task.started_ns,
+        total_duration=ended_ns - task.started_ns,
         load_duration=task.loaded_ns - task.started_ns,
-        prompt_eval_count=prompt_tokens,
+        prompt_eval_count=task.plan.prompt_tokens,
         prompt_eval_duration=generation.prompt_eval_ns,
         eval_count=generation.eval_count,
         eval_duration=generation.eval_ns,

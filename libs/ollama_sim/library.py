@@ -1,24 +1,19 @@
-"""The model routes: tags, ps, show, pull, copy, delete."""
+"""The model routes: tags, ps, show, copy, delete."""
 
 import time
 
 import msgspec
 
 from libs.ollama_sim.access import capabilities
-from libs.ollama_sim.exchange import JSON, Exchange
+from libs.ollama_sim.exchange import Exchange
 from libs.ollama_sim.models import ChatPath, Model
-from libs.ollama_sim.names import DEFAULT_HOST, ModelName, parse_name
+from libs.ollama_sim.names import parse_name
 from libs.ollama_sim.node import Node
 from libs.ollama_sim.prompts import TEMPLATES
 from libs.ollama_sim.refusals import Refusal
 from libs.ollama_sim.requests import read_object
 from libs.ollama_sim.runner import Runner
-from libs.ollama_sim.scheduler import expiry_ns
-from libs.ollama_sim.wire import Details, InstalledModel, LoadedModel, ProgressLine, ShownModel, Tensor, encode, go_time
-
-_PULLED_SIZE = 2 * 10**9
-_PULL_STEPS = 10
-_HEAD_LENGTH = 128
+from libs.ollama_sim.wire import Details, InstalledModel, LoadedModel, ShownModel, Tensor, go_time
 
 
 async def tags(node: Node, exchange: Exchange, body: bytes) -> None:
@@ -27,7 +22,7 @@ async def tags(node: Node, exchange: Exchange, body: bytes) -> None:
 
 async def ps(node: Node, exchange: Exchange, body: bytes) -> None:
     """Loaded models, the latest expiry first; one that is being loaded is not among them."""
-    loaded = [(_expires_ns(runner), runner) for runner in node.scheduler.runners.values()]
+    loaded = [(_expires_ns(node, runner), runner) for runner in node.scheduler.runners.values()]
     loaded.sort(key=lambda each: -each[0])
     await exchange.json({"models": [_loaded(runner, expires) for expires, runner in loaded]})
 
@@ -70,49 +65,6 @@ async def delete(node: Node, exchange: Exchange, body: bytes) -> None:
     await exchange.whole(b"", None)
 
 
-async def pull(node: Node, exchange: Exchange, body: bytes) -> None:
-    """Any name of the default registry can be pulled and becomes a small model without extras."""
-    fields = read_object(body)
-    text = str(fields.get("model") or fields.get("name") or "")
-    name = parse_name(text)
-    if name is None:
-        raise Refusal(400, "invalid model name")
-    is_stream = fields.get("stream") is not False
-    if is_stream:
-        await exchange.line(ProgressLine("pulling manifest"))
-    if name.host != DEFAULT_HOST:
-        await _pull_error(exchange, _unreachable(name), is_stream=is_stream)
-        return
-    model = node.find(name) or Model(name=name, size_bytes=_PULLED_SIZE, modified_ns=time.time_ns())
-    digest = f"sha256:{model.blob_id}"
-    steps = 1 if node.find(name) else _PULL_STEPS
-    for step in range(1, steps + 1):
-        await node.pace.sleep(0 if steps == 1 else model.size_bytes / (node.config.disk_gbps * 10**9) / steps)
-        if is_stream:
-            completed = model.size_bytes * step // steps
-            await exchange.line(ProgressLine(f"pulling {model.blob_id[:12]}", digest, model.size_bytes, completed))
-    node.install(model)
-    if not is_stream:
-        await exchange.json({"status": "success"})
-        return
-    for status in ("verifying sha256 digest", "writing manifest", "success"):
-        await exchange.line(ProgressLine(status))
-    await exchange.end()
-
-
-async def _pull_error(exchange: Exchange, text: str, *, is_stream: bool) -> None:
-    if is_stream:
-        await exchange.line({"error": text})
-        await exchange.end()
-    else:
-        await exchange.whole(encode({"error": text}), JSON, 500)
-
-
-def _unreachable(name: ModelName) -> str:
-    url = f"https://{name.host}/v2/{name.namespace}/{name.model}/manifests/{name.tag}"
-    return f'pull model manifest: Get "{url}": dial tcp {name.host}: connect: connection refused'
-
-
 def _installed(model: Model) -> InstalledModel:
     return InstalledModel(
         name=model.name.short,
@@ -121,7 +73,7 @@ def _installed(model: Model) -> InstalledModel:
         size=model.size_bytes,
         digest=model.digest,
         details=msgspec.structs.replace(
-            details_of(model), context_length=model.context_length, embedding_length=_width(model)
+            details_of(model), context_length=model.context_length, embedding_length=model.width
         ),
         capabilities=capabilities(model),
     )
@@ -131,18 +83,18 @@ def _loaded(runner: Runner, expires_ns: int) -> LoadedModel:
     return LoadedModel(
         name=runner.model.name.short,
         model=runner.model.name.short,
-        size=runner.size_bytes,
+        size=runner.placement.size_bytes,
         digest=runner.model.digest,
         details=details_of(runner.model),
         expires_at=go_time(expires_ns),
-        size_vram=runner.vram_bytes,
+        size_vram=runner.placement.vram_bytes,
         context_length=runner.num_ctx,
     )
 
 
-def _expires_ns(runner: Runner) -> int:
+def _expires_ns(node: Node, runner: Runner) -> int:
     """Slides along with the clock while the first user is still there; afterwards it stands until the next idle time."""
-    return expiry_ns(runner.keep_alive_s) if runner.expires_ns is None else runner.expires_ns
+    return node.scheduler.expiry_ns(runner.keep_alive_s) if runner.expires_ns is None else runner.expires_ns
 
 
 def details_of(model: Model) -> Details:
@@ -182,15 +134,15 @@ def _shown(model: Model) -> ShownModel:
 
 def _model_info(model: Model) -> dict[str, object]:
     """The numbers a placement rule needs; keys in the order of the alphabet, as Go writes a map."""
-    family, width = model.family, _width(model)
+    family, width = model.family, model.width
     info: dict[str, object] = {
         "general.architecture": family,
         "general.file_type": 1 if model.can_embed else 15,
         "general.parameter_count": model.parameter_count,
         "general.quantization_version": 2,
-        f"{family}.attention.head_count": max(1, width // _HEAD_LENGTH),
-        f"{family}.attention.head_count_kv": max(1, width // _HEAD_LENGTH // 4),
-        f"{family}.block_count": _blocks(model),
+        f"{family}.attention.head_count": model.head_count,
+        f"{family}.attention.head_count_kv": model.kv_head_count,
+        f"{family}.block_count": model.block_count,
         f"{family}.context_length": model.context_length,
         f"{family}.embedding_length": width,
         f"{family}.feed_forward_length": width * 3,
@@ -206,21 +158,10 @@ def _model_info(model: Model) -> dict[str, object]:
 
 
 def _tensors(model: Model) -> list[Tensor]:
-    width = _width(model)
+    width = model.width
     per_block = [
         Tensor(f"blk.{block}.{part}.weight", "F16", [width, width])
-        for block in range(_blocks(model))
+        for block in range(model.block_count)
         for part in ("attn_k", "attn_output", "attn_q", "attn_v", "ffn_down", "ffn_up")
     ]
     return [Tensor("token_embd.weight", "F16", [width, 32_000]), *per_block]
-
-
-def _width(model: Model) -> int:
-    """Embedding length: declared for embedding models, else about what models of this size have."""
-    if model.can_embed:
-        return model.embedding_length
-    return next((width for limit, width in ((10**9, 1024), (4 * 10**9, 3072)) if model.parameter_count < limit), 4096)
-
-
-def _blocks(model: Model) -> int:
-    return max(4, min(80, model.parameter_count // 250_000_000))

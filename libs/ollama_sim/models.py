@@ -8,6 +8,7 @@ import msgspec
 
 from libs.ollama_sim.names import ModelName, parse_name
 
+HEAD_LENGTH = 128
 DEFAULT_MODELS = "llama3.2:3b=2.0GB:tools,qwen3:8b=5.2GB:thinking:tools,nomic-embed-text=274MB:embed"
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]i?B|B)\Z", re.IGNORECASE)
@@ -81,9 +82,30 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
         return int(self.size_bytes * 8 / bits_per_weight)
 
     @property
+    def width(self) -> int:
+        """Embedding length: declared for embedding models, else about what models of this size have."""
+        if self.can_embed:
+            return self.embedding_length
+        widths = ((10**9, 1024), (4 * 10**9, 3072))
+        return next((width for limit, width in widths if self.parameter_count < limit), 4096)
+
+    @property
+    def block_count(self) -> int:
+        return max(4, min(80, self.parameter_count // 250_000_000))
+
+    @property
+    def head_count(self) -> int:
+        return max(1, self.width // HEAD_LENGTH)
+
+    @property
+    def kv_head_count(self) -> int:
+        """Grouped-query attention, four to one."""
+        return max(1, self.head_count // 4)
+
+    @property
     def kv_bytes_per_token(self) -> int:
-        """A rule of thumb that is right for an 8B model with grouped-query attention (128 KiB)."""
-        return self.size_bytes // 40_000
+        """Keys and values of all blocks at two bytes each, from the numbers that `/api/show` tells."""
+        return self.block_count * self.kv_head_count * 2 * HEAD_LENGTH * 2
 
 
 def parse_models(spec: str) -> tuple[Model, ...]:

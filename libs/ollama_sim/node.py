@@ -8,7 +8,6 @@ import msgspec
 from libs.ollama_sim.config import NodeConfig
 from libs.ollama_sim.counters import Counters
 from libs.ollama_sim.fault_book import FaultBook
-from libs.ollama_sim.generation import Rates
 from libs.ollama_sim.models import Model
 from libs.ollama_sim.names import ModelName
 from libs.ollama_sim.pace import Pace
@@ -32,7 +31,6 @@ class Node:
     def __init__(self, config: NodeConfig) -> None:
         self.config = config
         self.pace = Pace(config.time_scale, config.is_instant)
-        self.rates = Rates(config.decode_tps, config.prefill_tps)
         self.counters = Counters()
         self.faults = FaultBook(config.faults, config.seed)
         self.scheduler = Scheduler(config, self.pace, self.faults, self.counters)

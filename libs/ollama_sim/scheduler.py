@@ -12,13 +12,12 @@ from libs.ollama_sim.counters import Counters
 from libs.ollama_sim.durations import FOREVER
 from libs.ollama_sim.fault_book import FaultBook
 from libs.ollama_sim.faults import FaultKind, Phase
+from libs.ollama_sim.memory import must_evict, needed_bytes, place, predicted_bytes, prefix_limit
 from libs.ollama_sim.models import Model
 from libs.ollama_sim.options import RunnerOptions
 from libs.ollama_sim.pace import Pace
 from libs.ollama_sim.runner import Runner, RunnerState
-from libs.ollama_sim.scheduling import choose_victim, effective_ctx, must_evict, needs_reload, size_in_memory
-
-_GIGA = 10**9
+from libs.ollama_sim.scheduling import choose_victim, effective_ctx, gpu_limit, needs_reload
 
 
 class ServerBusy(Exception):
@@ -95,11 +94,12 @@ class Scheduler:
         runner.users -= 1
         if runner.users > 0:
             return
-        runner.expires_ns = expiry_ns(runner.keep_alive_s)
+        runner.expires_ns = self.expiry_ns(runner.keep_alive_s)
         if runner.keep_alive_s == 0 or runner.is_doomed:
             self._begin_unload(runner)
         elif not runner.never_expires and runner.state is RunnerState.READY:
-            runner.expiry = asyncio.get_running_loop().call_later(runner.keep_alive_s, self._expire, runner)
+            seconds = self._pace.real_lifetime(runner.keep_alive_s)
+            runner.expiry = asyncio.get_running_loop().call_later(seconds, self._expire, runner)
 
     def unload(self, model: Model) -> None:
         """Ask for an unload; it happens when the last user has left."""
@@ -110,10 +110,17 @@ class Scheduler:
         if runner.users == 0:
             self._begin_unload(runner)
 
+    def expiry_ns(self, keep_alive_s: float) -> int:
+        """The real moment at which a model that is idle from now on goes; for ever is what a Go duration can hold."""
+        longest = 2**63 - 1
+        if keep_alive_s == FOREVER:
+            return time.time_ns() + longest
+        return time.time_ns() + min(longest, int(self._pace.real_lifetime(keep_alive_s) * 1e9))
+
     def _is_usable(self, runner: Runner, options: RunnerOptions) -> bool:
         if runner.state is not RunnerState.READY or runner.is_dead:
             return False
-        return not needs_reload(runner.options, options, runner.model, self._config.default_num_ctx)
+        return not needs_reload(runner.options, options, runner.model, self._config.num_ctx)
 
     async def _place(self, ticket: Ticket) -> None:
         while not ticket.abandoned.is_set():
@@ -130,13 +137,21 @@ class Scheduler:
             await self._evict(victim)
 
     def _must_evict(self, ticket: Ticket) -> bool:
-        used = sum(runner.vram_bytes for runner in self.runners.values())
-        needed = self._memory_needed(ticket)
-        return must_evict(len(self.runners), self._config.runner_limit, needed, used, self._config.vram_bytes)
+        config, model = self._config, ticket.model
+        predicted = predicted_bytes(model, self._ctx_of(ticket), self._slots_of(model))
+        vram = 0 if gpu_limit(model, ticket.options) < 1 else config.vram  # who says what goes where is not checked
+        return must_evict(len(self.runners), config.runner_limit, predicted, self._vram_used, vram)
+
+    @property
+    def _vram_used(self) -> int:
+        return sum(runner.placement.vram_bytes for runner in self.runners.values())
 
     def _memory_needed(self, ticket: Ticket) -> int:
-        num_ctx = effective_ctx(ticket.model, ticket.options, self._config.default_num_ctx)
-        return size_in_memory(ticket.model, num_ctx, self._slots_of(ticket.model))
+        slots = self._slots_of(ticket.model)
+        return needed_bytes(ticket.model, self._ctx_of(ticket), slots, self._config.kv_cache_type)
+
+    def _ctx_of(self, ticket: Ticket) -> int:
+        return effective_ctx(ticket.model, ticket.options, self._config.num_ctx)
 
     def _slots_of(self, model: Model) -> int:
         return 1 if model.can_embed else self._config.slots
@@ -153,7 +168,7 @@ class Scheduler:
     async def _load(self, ticket: Ticket) -> None:
         fault = self._faults.draw(Phase.LOAD, ticket.route, ticket.model.name.short)
         kind = fault.kind if fault is not None else None
-        seconds = self._config.load_overhead_s + ticket.model.size_bytes / (self._config.disk_gbps * _GIGA)
+        seconds = self._config.load_s(ticket.model)
         if fault is not None and kind is FaultKind.SLOW_LOAD:
             seconds += fault.seconds
         if await self._is_abandoned_within(ticket, None if kind is FaultKind.STUCK_LOAD else seconds):
@@ -184,16 +199,19 @@ class Scheduler:
         return True
 
     def _new_runner(self, ticket: Ticket) -> Runner:
-        config = self._config
-        size = self._memory_needed(ticket)
-        used = sum(runner.vram_bytes for runner in self.runners.values())
+        config, model = self._config, ticket.model
+        share = gpu_limit(model, ticket.options)
+        placement = place(self._memory_needed(ticket), self._vram_used, config.vram, largest_share=share)
         return Runner(
-            ticket.model,
+            model,
             ticket.options,
-            num_ctx=effective_ctx(ticket.model, ticket.options, config.default_num_ctx),
-            slots=self._slots_of(ticket.model),
-            memory=(size, max(0, min(size, config.vram_bytes - used))),
+            num_ctx=self._ctx_of(ticket),
+            slots=self._slots_of(model),
+            placement=placement,
+            rates=config.rates_of(model, placement.gpu_share),
             keep_alive_s=config.default_keep_alive_s,
+            prefix_limit=prefix_limit(model, config.cache_mib, config.kv_cache_type),
+            now=self._pace.now,
         )
 
     def _hand_out(self, runner: Runner, ticket: Ticket) -> None:
@@ -217,9 +235,3 @@ class Scheduler:
         await self._pace.sleep(0 if runner.is_dead else self._config.unload_s)
         self.runners.pop(runner.model.blob_id, None)
         runner.gone.set()
-
-
-def expiry_ns(keep_alive_s: float) -> int:
-    """When a model that is idle from now on goes; for ever is what a Go duration can hold, 292 years."""
-    longest = 2**63 - 1
-    return time.time_ns() + (longest if keep_alive_s == FOREVER else min(longest, int(keep_alive_s * 1e9)))

@@ -7,7 +7,6 @@ import msgspec
 from libs.ollama_sim.models import Model
 from libs.ollama_sim.options import RunnerOptions
 
-_FREE_SHARE = 0.8  # next to another model, a model must fit into this part of the free memory
 _MIN_VISION_CTX = 2048
 
 
@@ -33,6 +32,13 @@ def effective_ctx(model: Model, options: RunnerOptions, default_num_ctx: int) ->
     return min(wanted, model.context_length)
 
 
+def gpu_limit(model: Model, options: RunnerOptions) -> float:
+    """The share of the model that `num_gpu` (layers) allows on the GPU; automatic or negative = all that fits."""
+    if options.num_gpu is None or options.num_gpu < 0:
+        return 1.0
+    return min(1.0, options.num_gpu / (model.block_count + 1))
+
+
 def needs_reload(loaded: RunnerOptions, wanted: RunnerOptions, model: Model, default_num_ctx: int) -> bool:
     """Whether a loaded model cannot serve these options; an automatic value differs from an explicit other one."""
     if loaded.does_shift != wanted.does_shift:
@@ -49,22 +55,3 @@ def needs_reload(loaded: RunnerOptions, wanted: RunnerOptions, model: Model, def
         wanted.num_thread,
         wanted.draft_num_predict,
     )
-
-
-def size_in_memory(model: Model, num_ctx: int, slots: int) -> int:
-    """Weights and key-value cache of all slots."""
-    return int(model.size_bytes * 1.02) + model.kv_bytes_per_token * num_ctx * slots
-
-
-def must_evict(loaded_count: int, runner_limit: int, needed_bytes: int, used_bytes: int, vram_bytes: int) -> bool:
-    """Whether a victim has to go before the next load; a first model is loaded whether it fits or not."""
-    if loaded_count == 0:
-        return False
-    if loaded_count >= runner_limit:
-        return True
-    return vram_bytes > 0 and needed_bytes > _FREE_SHARE * (vram_bytes - used_bytes)
-
-
-def decode_share(busy_slots: int) -> float:
-    """Speed of one slot next to others, against its speed alone; the total rises, but less than linearly."""
-    return (1.0, 1.0, 0.6, 0.45, 0.35)[busy_slots] if busy_slots <= 4 else 1.4 / busy_slots

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from libs.ollama_sim.config import NodeConfig
+from libs.ollama_sim.durations import FOREVER
 from libs.ollama_sim.models import parse_models
 from libs.ollama_sim.server import SimServer, running
 from tests.ollama_sim.recordings import Reply
@@ -46,11 +47,12 @@ Start = Callable[..., Any]
 
 @pytest.fixture
 async def start() -> AsyncIterator[Start]:
-    """Starts nodes that end with the test; without options they are instant."""
+    """Starts nodes that end with the test; without options they are instant. What is loaded stays."""
     async with AsyncExitStack() as stack:
 
         async def start_one(**fields: Any) -> Talker:
-            config = NodeConfig(**{"models": MODELS, "is_instant": "time_scale" not in fields, **fields})
+            usual = {"models": MODELS, "is_instant": "time_scale" not in fields, "default_keep_alive_s": FOREVER}
+            config = NodeConfig(**{**usual, **fields})
             return Talker(await stack.enter_async_context(running(config)))
 
         yield start_one

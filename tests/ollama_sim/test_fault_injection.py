@@ -49,9 +49,9 @@ async def test_a_crash_before_the_first_byte_is_a_500(node: Talker) -> None:
 
 
 async def test_those_who_wait_for_the_slot_of_a_crashed_engine_are_told_at_once(start: Start) -> None:
-    node: Talker = await start(time_scale=100.0, faults=(Fault(FaultKind.CRASH, after_tokens=50),))
+    node: Talker = await start(time_scale=20.0, faults=(Fault(FaultKind.CRASH, after_tokens=2400),))
     async with node.open() as running, node.open() as waiting:
-        await running.send(ask(messages=[{"role": "user", "content": "[[tokens=100]]"}]))
+        await running.send(ask(messages=[{"role": "user", "content": "[[tokens=5000]]"}]))
         await running.line()
         await waiting.send(ask())
         reply = read_reply(await waiting.rest())

@@ -10,11 +10,9 @@ from libs.ollama_sim.options import RunnerOptions, token_limit, usable_context
 from libs.ollama_sim.scheduling import (
     Resident,
     choose_victim,
-    decode_share,
     effective_ctx,
-    must_evict,
+    gpu_limit,
     needs_reload,
-    size_in_memory,
 )
 
 MODEL = parse_model("m=2GB:ctx=8192")
@@ -90,35 +88,17 @@ def test_needs_reload(loaded: RunnerOptions, wanted: RunnerOptions, reloads: boo
     assert needs_reload(loaded, wanted, MODEL, DEFAULT_CTX) is reloads
 
 
-@given(st.integers(0, 10**12), st.integers(0, 10**12), st.integers(0, 10**12))
-def test_a_first_model_is_loaded_whether_it_fits_or_not(needed: int, used: int, vram: int) -> None:
-    assert not must_evict(0, 3, needed, used, vram)
-
-
-def test_next_to_another_a_model_must_fit_into_four_fifths_of_what_is_free() -> None:
-    assert not must_evict(1, 3, needed_bytes=8, used_bytes=10, vram_bytes=20)
-    assert must_evict(1, 3, needed_bytes=9, used_bytes=10, vram_bytes=20)
-
-
-def test_without_a_gpu_only_the_number_counts() -> None:
-    assert not must_evict(2, 3, needed_bytes=10**12, used_bytes=0, vram_bytes=0)
-    assert must_evict(3, 3, needed_bytes=1, used_bytes=0, vram_bytes=0)
-
-
-def test_memory_grows_with_context_and_slots() -> None:
-    assert size_in_memory(MODEL, 4096, 1) < size_in_memory(MODEL, 8192, 1) == size_in_memory(MODEL, 4096, 2)
-
-
 def test_a_seeing_model_gets_at_least_a_small_context() -> None:
     seeing = msgspec.structs.replace(MODEL, can_see=True)
 
     assert effective_ctx(seeing, RunnerOptions(num_ctx=512), DEFAULT_CTX) == 2048
 
 
-@given(st.integers(1, 32))
-def test_more_slots_give_more_in_total_and_less_to_each(busy: int) -> None:
-    assert decode_share(busy + 1) <= decode_share(busy)
-    assert decode_share(busy + 1) * (busy + 1) >= decode_share(busy) * busy - 1e-9
+@pytest.mark.parametrize(("num_gpu", "share"), [(None, 1.0), (-1, 1.0), (0, 0.0), (5, 0.5), (99, 1.0)])
+def test_the_layers_asked_for_bound_what_is_on_the_gpu(num_gpu: int | None, share: float) -> None:
+    model = parse_model("m=1.4GB")  # nine blocks and the output layer
+
+    assert gpu_limit(model, RunnerOptions(num_gpu=num_gpu)) == share
 
 
 def test_zero_tokens_means_one_on_the_native_path_and_no_limit_elsewhere() -> None:
