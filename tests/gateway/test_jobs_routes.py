@@ -659,7 +659,16 @@ ROUTES = [
     ("POST", "/jobs/x/retry", Scope.JOBS_WRITE), ("POST", "/v1/chat/completions", Scope.INFERENCE),
     ("GET", "/v1/chat/completions/x", Scope.INFERENCE), ("GET", "/v1/models", Scope.MODELS_READ),
     ("GET", "/v1/models/m", Scope.MODELS_READ), ("GET", "/nodes", Scope.ADMIN_CLUSTER),
+    ("PUT", "/nodes/n/policy", Scope.ADMIN_CLUSTER), ("POST", "/nodes/n/models", Scope.ADMIN_CLUSTER),
+    ("GET", "/models", Scope.ADMIN_CLUSTER), ("PUT", "/models/a/b/policy", Scope.ADMIN_CLUSTER),
+    ("DELETE", "/models/a/b/policy", Scope.ADMIN_CLUSTER),
 ]  # fmt: skip
+PATTERNS = {
+    "/x": "/{id}",
+    "/v1/models/m": "/v1/models/{model:path}",
+    "/models/a/b": "/models/{name:path}",
+    "/n/": "/{node}/",
+}
 
 
 @pytest.mark.parametrize(("method", "path", "scope"), ROUTES)
@@ -684,9 +693,11 @@ async def _status_is(client: httpx.AsyncClient, method: str, path: str, status: 
 
 def test_every_route_of_the_gateway_is_in_the_table_above(gateway: Gateway) -> None:
     routes = {(method, route.path) for route in gateway.running.ports[0].app.routes for method in route.methods}
-    patterns = {
-        (method, path.replace("/x", "/{id}").replace("/models/m", "/models/{model:path}")) for method, path, _ in ROUTES
-    }
+    patterns = set()
+    for method, path, _ in ROUTES:
+        for example, pattern in PATTERNS.items():
+            path = path.replace(example, pattern)
+        patterns.add((method, path))
     assert {route for route in routes if route[0] != "HEAD"} == patterns
 
 
