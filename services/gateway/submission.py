@@ -13,7 +13,7 @@ from libs.common.contracts import subjects
 from libs.common.contracts.clients import Principal
 from libs.common.contracts.codec import encode
 from libs.common.contracts.faults import Code, failed
-from libs.common.contracts.jobs import INLINE_LIMIT, MIN_RESULT_TTL_S, Submission
+from libs.common.contracts.jobs import INLINE_LIMIT, MIN_RESULT_TTL_S, Completion, Submission
 from libs.common.contracts.streams import JOBS
 from libs.common.contracts.subjects import JobKey
 from libs.common.folder import Entry, digest, ttl_s
@@ -114,6 +114,10 @@ class Submitter:
         if other.digest != submission.digest:
             message = "this Idempotency-Key was used with another request; use a new key for a new request"
             raise failed(Code.IDEMPOTENCY_MISMATCH, message)
+        if (
+            isinstance(facts, Completion) and facts.erased
+        ):  # nothing is there to give, and its owner did not want it twice
+            raise failed(Code.REQUEST_GONE, "the job of this Idempotency-Key was erased; use a new key for a new job")
         return Submitted(key, 0, standing)
 
 

@@ -28,6 +28,7 @@ from services.gateway.sse import log_frames
 from tests.gateway.conftest import Keys, adopt
 from tests.gateway.running import MODEL, Gateway, add_client, add_node, running_gateway
 from tests.gateway.scripted import BOOT, END, NODE, Script, events
+from tests.gateway.whole import whole
 from tests.support.clients import parse_sse
 from tests.support.nats_server import NatsServer
 from tests.support.waiting import eventually
@@ -537,6 +538,21 @@ async def test_deleting_a_finished_job_erases_it_and_then_it_is_unknown(alice: h
     assert answer.json() == {"id": job, "state": "succeeded", "erased": True}
     assert (await alice.get(f"/jobs/{job}")).status_code == 404
     assert (await alice.delete(f"/jobs/{job}")).status_code == 404
+
+
+async def test_the_key_of_an_erased_job_neither_finds_it_nor_runs_it_again(nats: NatsServer) -> None:
+    """With a real router: its record stays as long as the result would have, so that a late duplicate begins nothing."""
+    async with whole(nats) as (_, client):
+        body = {"model": "chat:latest", "prompt": "hi"}
+        client.headers["Idempotency-Key"] = "once"
+        job = (await client.post("/jobs", json=body)).json()["id"]
+        assert (await client.get(f"/jobs/{job}", params={"wait": 20})).json()["state"] == "succeeded"
+        assert (await client.delete(f"/jobs/{job}")).json()["erased"] is True
+        again = await client.post("/jobs", json=body)
+        assert (again.status_code, again.json()["code"]) == (410, "request_gone"), again.text
+        assert "new key" in again.json()["detail"]
+        assert (await client.get(f"/jobs/{job}")).status_code == 404
+        assert (await client.post("/jobs", json=body | {"prompt": "ho"})).status_code == 422
 
 
 async def test_without_a_router_nothing_is_erased_and_the_answer_says_so(
