@@ -157,9 +157,8 @@ class ModelDesk:
                     await self._whole(path, body)
             except TimeoutError:
                 raise WorkFailed(f"{model} was not loaded within {self._load_s:g} s") from None
-            if (
-                work.order is order
-            ):  # else somebody joined with other wishes: a load of what is loaded takes milliseconds
+            # Else somebody joined with other wishes: a load of what is loaded takes milliseconds.
+            if work.order is order:
                 return "loaded"
 
     def _load_request(self, order: ModelOrder, model: str) -> tuple[str, dict[str, Any]]:

@@ -11,7 +11,7 @@ import pytest
 
 from libs.common.bus.buckets import Bucket
 from libs.common.bus.connection import Bus, Message
-from libs.common.bus.failures import Conflict
+from libs.common.bus.failures import Conflict, NoResponders
 from libs.common.contracts import subjects
 from libs.common.contracts.catalog import (
     ModelPolicy,
@@ -261,10 +261,25 @@ async def test_a_model_that_the_node_does_not_have_is_a_404(alice: Alice, bus: B
     assert f"arriero models pull nothing:1b --node {NODE}" in answer.json()["detail"]
 
 
-async def test_a_worker_that_is_started_again_is_asked_anew(alice: Alice, bus: Bus) -> None:
+async def test_a_worker_that_is_started_again_is_asked_anew(
+    gateway: Gateway, alice: Alice, bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also after a while in which nobody answers."""
+    missed: list[str] = []
+    request = gateway.bus.request
+
+    async def watched(subject: str, *args: Any, **more: Any) -> bytes:
+        try:
+            return await request(subject, *args, **more)
+        except NoResponders:
+            missed.append(subject)
+            raise
+
+    monkeypatch.setattr(gateway.bus, "request", watched)
     async with node_that_says(bus, steps(RUNNING)) as first:
         asking = asyncio.create_task(alice.post(f"/nodes/{NODE}/models", json={"op": "pull", "model": "new:1b"}))
         await eventually(lambda: first)
+    await eventually(lambda: missed)
     async with node_that_says(bus, steps(RUNNING, DONE), boot="boot-2") as second:
         await beat(bus, NODE, MODEL, boot="boot-2")
         answer = await asking
