@@ -115,8 +115,8 @@ class Client:
             try:
                 async with self._http.post(url, json=body, headers=headers, timeout=self._stream_timeout()) as answer:
                     job = answer.headers.get("Arriero-Job-Id")
-                    facts = {} if answer.status == 200 else await _refusal(answer)
-                    self._note_call("chat", gateway, sent, answer, job=job, key=s.key, **facts)
+                    facts = {"job": job} | ({} if answer.status == 200 else await _refusal(answer))
+                    self._note_call("chat", gateway, sent, answer, key=s.key, **facts)
                     if answer.status == 200:
                         assert job
                         self._job = job
