@@ -162,6 +162,13 @@ class JobService:
             await self._check_deadline(key, prepared, keyed=keyed)
         return await self._submitter.submit(key, prepared, keyed=keyed)
 
+    async def rejoin(self, wish: Wish, key: JobKey) -> Submitted:
+        """The job that this wish made earlier under its Idempotency-Key. It writes nothing, so it can begin no other one.
+
+        Raises Failed: JOB_NOT_FOUND, IDEMPOTENCY_MISMATCH, INVALID_REQUEST, UNAVAILABLE.
+        """
+        return self._submitter.rejoin(key, wish, await self.newest(key))
+
     async def _check_deadline(self, key: JobKey, prepared: Prepared, *, keyed: bool) -> None:
         """Who set a deadline wants to know now that it cannot be met. Without an answer in time the job is taken."""
         answer = await self.outlook.quote(key.client, prepared.submission, within=ADMISSION_S)

@@ -2,8 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Iterator
-from contextlib import aclosing, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import aclosing, asynccontextmanager, suppress
 from typing import Any, NamedTuple
 
 import structlog
@@ -96,11 +96,19 @@ class OpenAiRoutes:
         wanted = parse_chat(body, principal.policy, detached=detached)
         key = await self._service.new_key(principal, wanted.wish, keyed)
         place = position_of(exchange, parse_place)
-        if place is not None:
-            await self._check_resumable(key, keyed=keyed is not None, streamed=wanted.stream)
+        if place is not None and not (keyed is not None and wanted.stream):
+            message = "Last-Event-ID goes with stream=true and the Idempotency-Key of the request that is resumed"
+            raise failed(Code.INVALID_REQUEST, message, path="Last-Event-ID")
         reader = Reader(key, place or BEGINNING, wanted.wish.include_usage, detached)
-        async with self._streams.opened(), self._service.watch(key, reader.place.position) as watch:
-            submitted = await self._service.submit(principal, wanted.wish, key, keyed=keyed is not None)
+        async with (
+            _no_job_is_no_place(place),
+            self._streams.opened(),
+            self._service.watch(key, reader.place.position) as watch,
+        ):
+            if place is not None:  # who goes on must not begin another answer instead, whatever happens meanwhile
+                submitted = await self._service.rejoin(wanted.wish, key)
+            else:
+                submitted = await self._service.submit(principal, wanted.wish, key, keyed=keyed is not None)
             if submitted.existing is None:
                 watch.submitted(submitted.sequence)
             streamed = wanted.stream
@@ -136,19 +144,6 @@ class OpenAiRoutes:
                     await self._stream(exchange, reader, watch)
                 else:
                     await self._whole(exchange, key, watch)
-
-    async def _check_resumable(self, key: JobKey, *, keyed: bool, streamed: bool) -> None:
-        """Who sends its request again to go on must not begin another answer instead. Raises Failed."""
-        if not keyed or not streamed:
-            message = "Last-Event-ID goes with stream=true and the Idempotency-Key of the request that is resumed"
-            raise failed(Code.INVALID_REQUEST, message, path="Last-Event-ID")
-        try:
-            await self._service.newest(key)
-        except Failed as error:
-            if error.fault.code is not Code.JOB_NOT_FOUND:
-                raise
-            message = "the answer of this Idempotency-Key is not there any more; leave Last-Event-ID out for a new one"
-            raise failed(Code.POSITION_LOST, message) from error
 
     async def _stream(self, exchange: Exchange, reader: Reader, watch: Watch) -> None:
         try:
@@ -237,6 +232,18 @@ class OpenAiRoutes:
         task = asyncio.create_task(cancel())
         self._cancelling.add(task)
         task.add_done_callback(self._cancelling.discard)
+
+
+@asynccontextmanager
+async def _no_job_is_no_place(place: Place | None) -> AsyncIterator[None]:
+    """Who gave a place in an answer hears that it is lost, where others hear that there is no such job."""
+    try:
+        yield
+    except Failed as error:
+        if place is None or error.fault.code is not Code.JOB_NOT_FOUND:
+            raise
+        message = "the answer of this Idempotency-Key is not there any more; leave Last-Event-ID out for a new one"
+        raise failed(Code.POSITION_LOST, message) from error
 
 
 def _writer(reader: Reader, watch: Watch, *, begun: bool) -> ChunkWriter:

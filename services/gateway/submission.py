@@ -81,7 +81,7 @@ class Submitter:
                 elif standing.facts is None:
                     expected = standing.sequence  # emptied, and no `done`: the id may live again
                 else:
-                    return self._same_job(key, submission, standing)
+                    return _same_job(key, submission.digest, standing)
                 if not keyed:
                     raise failed(Code.INTERNAL, "two jobs got the same id; send the request again") from lost
                 continue
@@ -102,29 +102,38 @@ class Submitter:
             return Submitted(key, sequence)
         raise failed(Code.UNAVAILABLE, "the job's folder keeps changing; try again")
 
+    def rejoin(self, key: JobKey, wish: Wish, standing: Entry) -> Submitted:
+        """The job under this key, if it is this wish's; stores nothing. Raises Failed: IDEMPOTENCY_MISMATCH, INVALID_REQUEST."""
+        try:
+            return _same_job(key, _digest_of(wish), standing)
+        except RecursionError as error:
+            raise failed(Code.INVALID_REQUEST, "the body is nested too deeply") from error
+
     async def _drop_parts(self, key: JobKey, submission: Submission, body: bytes) -> None:
         """A body in parts whose `new` surely was not stored: without this it would stay for its whole TTL."""
         if len(body) > INLINE_LIMIT:
             with contextlib.suppress(BusError):
                 await self._journal.purge(JOBS, subjects.parts_of_write(key, submission.op_id))
 
-    def _same_job(self, key: JobKey, submission: Submission, standing: Entry) -> Submitted:
-        facts: Any = standing.facts
-        other = facts if isinstance(facts, Submission) else facts.job
-        if other.digest != submission.digest:
-            message = "this Idempotency-Key was used with another request; use a new key for a new request"
-            raise failed(Code.IDEMPOTENCY_MISMATCH, message)
-        if (
-            isinstance(facts, Completion) and facts.erased
-        ):  # nothing is there to give, and its owner did not want it twice
-            raise failed(Code.REQUEST_GONE, "the job of this Idempotency-Key was erased; use a new key for a new job")
-        return Submitted(key, 0, standing)
+
+def _same_job(key: JobKey, wanted: str, standing: Entry) -> Submitted:
+    facts: Any = standing.facts
+    other = facts if isinstance(facts, Submission) else facts.job
+    if other.digest != wanted:
+        message = "this Idempotency-Key was used with another request; use a new key for a new request"
+        raise failed(Code.IDEMPOTENCY_MISMATCH, message)
+    if isinstance(facts, Completion) and facts.erased:  # nothing is there to give, and its owner did not want it twice
+        raise failed(Code.REQUEST_GONE, "the job of this Idempotency-Key was erased; use a new key for a new job")
+    return Submitted(key, 0, standing)
+
+
+def _digest_of(wish: Wish) -> str:
+    need = [wish.num_ctx] if wish.num_ctx else []
+    return digest(msgspec.json.encode([wish.kind, wish.request, wish.metadata, *need], order="sorted"))
 
 
 def submission_of(affinity_key: bytes, principal: Principal, wish: Wish, body: bytes) -> Submission:
     prompt = read_prompt(affinity_key, principal.client, wish.kind, wish.request)
-    need = [wish.num_ctx] if wish.num_ctx else []
-    same = msgspec.json.encode([wish.kind, wish.request, wish.metadata, *need], order="sorted")
     return Submission(
         op_id=new_op_id(),
         kind=wish.kind,
@@ -134,7 +143,7 @@ def submission_of(affinity_key: bytes, principal: Principal, wish: Wish, body: b
         deadline_s=wish.deadline_s,
         result_ttl_s=max(MIN_RESULT_TTL_S, wish.result_ttl_s),
         size=len(body),
-        digest=digest(same),
+        digest=_digest_of(wish),
         prompt_tokens=prompt.tokens,
         output_tokens=output_tokens(wish.request),
         affinity=prompt.chain,

@@ -15,6 +15,8 @@ from libs.common.bus.failures import BusError
 from libs.common.contracts.events import End, Event, line
 from libs.common.contracts.faults import Code, Fault
 from libs.common.contracts.jobs import PastEpoch
+from libs.common.contracts.subjects import JobKey
+from libs.common.folder import Entry
 from libs.common.journal import Journal
 from libs.common.states import JobState
 from tests.gateway.conftest import Keys, adopt
@@ -29,6 +31,7 @@ CALL = line(Event(tool_call=msgspec.Raw(b'{"function":{"name":"weather","argumen
 THOUGHT = line(Event(thinking="hm"))
 STREAMED: dict[str, Any] = {"stream": True, "stream_options": {"include_usage": True}}
 KEYED = {"Idempotency-Key": "k-1"}
+ANSWER_S = 20.0  # for what is answered at once, with every core busy
 EVERYTHING = [THOUGHT, events("Hello "), CALL, CALL, events("world")]
 
 
@@ -242,9 +245,43 @@ async def test_who_goes_on_never_begins_another_answer(alice: httpx.AsyncClient,
         ({"Last-Event-ID": "5.7"}, STREAMED, 400, "invalid_request"),
         ({**KEYED, "Last-Event-ID": "5.7"}, {}, 400, "invalid_request"),
     ):
-        answer = await alice.post(CHAT, json=BODY | more, headers=headers)
+        async with asyncio.timeout(ANSWER_S):  # one that begins would wait for a node that is not there
+            answer = await alice.post(CHAT, json=BODY | more, headers=headers)
         assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
     assert (await bus.api("STREAM.INFO.JOBS"))["state"]["last_seq"] == before
+
+
+@pytest.mark.parametrize("looks", [1, 2])
+async def test_a_job_that_goes_while_its_reader_comes_back_is_not_begun_again(
+    alice: httpx.AsyncClient, jobs: Jobs, bus: Bus, monkeypatch: pytest.MonkeyPatch, looks: int
+) -> None:
+    """Its time is over just after the gateway has seen it, for the first time or for the second."""
+    script, text = await uncut(alice, jobs, events("one "), events("two "))
+    before = (await bus.api("STREAM.INFO.JOBS"))["state"]["last_seq"]
+    seen, look = 0, Journal.newest
+
+    async def look_once_more(self: Journal, key: JobKey, **more: Any) -> Entry | None:
+        nonlocal seen
+        found = await look(self, key, **more)
+        seen += 1
+        if seen == looks:
+            await bus.api("STREAM.PURGE.JOBS", {"filter": f"jobs.alice.{script.key.job}.>"})
+        return found
+
+    monkeypatch.setattr(Journal, "newest", look_once_more)
+    async with asyncio.timeout(ANSWER_S):
+        answer = await alice.post(CHAT, json=BODY | STREAMED, headers={"Last-Event-ID": parse_sse(text)[0].id})
+    assert seen >= looks
+    assert (answer.status_code, answer.json()["error"]["code"]) == (409, "position_lost")
+    assert (await bus.api("STREAM.INFO.JOBS"))["state"]["last_seq"] == before
+
+
+async def test_who_goes_on_with_another_request_is_told(alice: httpx.AsyncClient, jobs: Jobs) -> None:
+    _, text = await uncut(alice, jobs, events("one "))
+    at = parse_sse(text)[0].id
+    async with asyncio.timeout(ANSWER_S):
+        answer = await alice.post(CHAT, json=BODY | STREAMED | {"seed": 5}, headers={"Last-Event-ID": at})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (422, "idempotency_mismatch")
 
 
 async def test_only_chats_of_this_dialect_and_of_this_client_are_found(

@@ -106,6 +106,16 @@ async def test_an_idempotency_key_makes_one_retry_of_a_job_however_often_it_is_s
     assert retried != first
 
 
+async def test_one_key_on_the_retries_of_two_jobs_makes_two(alice: httpx.AsyncClient, bus: Bus) -> None:
+    """Even of the same request: the job that is retried belongs to the key."""
+    failed = [(await ended(alice, bus, JobState.FAILED)).key.job for _ in range(2)]
+    alice.headers["Idempotency-Key"] = "k"
+    answers = [await alice.post(f"/jobs/{job}/retry") for job in failed]
+    assert [answer.status_code for answer in answers] == [202, 202]
+    assert [answer.json()["retry_of"] for answer in answers] == failed
+    assert len({answer.json()["id"] for answer in answers}) == 2
+
+
 async def test_a_retry_takes_no_body_and_the_model_must_be_there(alice: httpx.AsyncClient, bus: Bus) -> None:
     script = await ended(alice, bus, JobState.FAILED)
     path = f"/jobs/{script.key.job}/retry"
