@@ -3,7 +3,8 @@
 `run(service)`: settings are loaded, then logs → bus → the service's own resources → tasks and HTTP ports → ready. On SIGTERM,
 SIGINT, a failed task or a lost NATS connection: not ready → `drain` (stop intake, wait for work in flight up to the grace,
 end the rest) → ports closed → tasks cancelled → resources left in reverse → exit 0, or 1 if a failure began it. A second
-signal skips the waiting. A signal during the start ends the start.
+signal skips the waiting: a service that has something to hand over is told to `hurry` and gets a few seconds for that, the
+others end. A third one skips that, too. A signal during the start ends the start.
 """
 
 import argparse
@@ -37,7 +38,7 @@ log = structlog.get_logger()
 S = TypeVar("S", bound=ServiceSettings)
 Shutdown = Callable[[], Coroutine[Any, Any, None]]
 DRIFT_RETRY_S = 2.0
-DRAIN_SLACK_S = 10.0  # beyond the grace, for a drain to end what is left
+DRAIN_SLACK_S = 10.0  # beyond the grace, or after a second signal, for a drain to end what is left
 CLOSE_GRACE_S = 2  # for connections that are still open after the drain
 HEAR_OUT_S = 0.5  # for connections that were accepted and have not yet asked anything when a port is closed
 END_GRACE_S = 5.0  # for tasks to end once they are cancelled
@@ -54,12 +55,16 @@ class Port:
 
 @dataclass
 class Running:
-    """What a service's `start` yields: its endless tasks, its ports, its readiness checks, and how it drains."""
+    """What a service's `start` yields: its endless tasks, its ports, its readiness checks, and how it drains.
+
+    `hurry` tells a drain that is under way to wait for nothing any more; without it a second signal ends the drain.
+    """
 
     tasks: dict[str, Coroutine[Any, Any, None]] = field(default_factory=dict)
     ports: list[Port] = field(default_factory=list)
     checks: dict[str, Check] = field(default_factory=dict)
     drain: Shutdown | None = None
+    hurry: Callable[[], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -139,6 +144,7 @@ class _State:
         self.starting = starting  # until it serves, a signal cancels it
         self.interrupted = False
         self.stopping = asyncio.Event()
+        self.hurrying = asyncio.Event()
         self.insisting = asyncio.Event()
         self.failed = False
         self.drift: list[str] | None = None
@@ -148,7 +154,10 @@ class _State:
             self.interrupted = True
             self.starting.cancel()
             return
-        (self.insisting if self.stopping.is_set() else self.stopping).set()
+        for step in (self.stopping, self.hurrying, self.insisting):
+            if not step.is_set():
+                step.set()
+                return
 
     def fail(self) -> None:
         self.failed = True
@@ -189,17 +198,26 @@ async def _serve(name: str, effective: ServiceSettings, bus: Bus, running: Runni
     await state.stopping.wait()
     log.info("service.draining", failed=state.failed)
     if running.drain and not state.failed:
-        draining = asyncio.create_task(_guard("drain", running.drain(), state))
-        insisting = asyncio.create_task(state.insisting.wait())
-        await asyncio.wait(
-            [draining, insisting], timeout=effective.drain_grace + DRAIN_SLACK_S, return_when=asyncio.FIRST_COMPLETED
-        )
-        await _end([draining, insisting])
+        draining = asyncio.create_task(_guard("drain", running.drain(), state), name="drain")
+        signalled = await _until(draining, state.hurrying, effective.drain_grace + DRAIN_SLACK_S)
+        if signalled and running.hurry:
+            log.info("service.hurrying")
+            running.hurry()
+            await _until(draining, state.insisting, DRAIN_SLACK_S)
+        await _end([draining])
     for server in servers:
         server.should_exit = True
     await asyncio.wait(serving, timeout=HEAR_OUT_S + CLOSE_GRACE_S + 1)
     await _end([*tasks, *serving])
     return 1 if state.failed else 0
+
+
+async def _until(task: asyncio.Task[Any], signalled: asyncio.Event, seconds: float) -> bool:
+    """Until the task is done, the time is over, or a signal came; was it that?"""
+    signal_came = asyncio.create_task(signalled.wait())
+    await asyncio.wait([task, signal_came], timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    signal_came.cancel()
+    return signalled.is_set() and not task.done()
 
 
 async def _end(tasks: list[asyncio.Task[Any]]) -> None:

@@ -31,7 +31,7 @@ from services.worker.vram import vram_of
 log = structlog.get_logger()
 
 SAY_SO_S = 1.0
-GIVE_BACK_S = 9.0  # after the grace, for what is still running to be handed over
+GIVE_BACK_S = 9.0  # after the grace or a second signal, for what is still running to be handed over
 
 
 @asynccontextmanager
@@ -68,19 +68,19 @@ async def start(settings: WorkerSettings, bus: Bus) -> AsyncIterator[Running]:
         await presence.watch_namesakes(),
     ]
 
+    hurry = asyncio.Event()
+
     async def drain() -> None:
+        """Nothing new; what runs goes on for the grace, or until somebody is in a hurry, and is then handed over."""
         runs.draining = True
         with contextlib.suppress(BusError, TimeoutError):  # without NATS the runs are waited for all the same
             async with asyncio.timeout(SAY_SO_S):
                 await presence.say()
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(runs.idle(), settings.drain_grace)
+        if await _idle(runs, settings.drain_grace, hurry):
             return
         runs.stop_all(StopReason.DRAIN, "the worker is shutting down")
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(runs.idle(), GIVE_BACK_S)
-            return
-        log.warning("drain.unfinished", running=len(runs))
+        if not await _idle(runs, GIVE_BACK_S):
+            log.warning("drain.unfinished", running=len(runs))
 
     try:
         yield Running(
@@ -93,6 +93,7 @@ async def start(settings: WorkerSettings, bus: Bus) -> AsyncIterator[Running]:
             },
             checks={"node": presence.problem},
             drain=drain,
+            hurry=hurry.set,
         )
     finally:
         for subscription in subscriptions:
@@ -100,6 +101,17 @@ async def start(settings: WorkerSettings, bus: Bus) -> AsyncIterator[Running]:
         await runs.close()
         await desk.close()
         await ollama.close()
+
+
+async def _idle(runs: Runs, seconds: float, hurry: asyncio.Event | None = None) -> bool:
+    """Has all ended in that time? Does not wait on when somebody is in a hurry."""
+    waits = [asyncio.create_task(runs.idle()), *([asyncio.create_task(hurry.wait())] if hurry else [])]
+    try:
+        await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        return waits[0].done()
+    finally:
+        for task in waits:
+            task.cancel()
 
 
 async def _stop_when_replaced(presence: Presence) -> None:

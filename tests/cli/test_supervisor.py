@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from libs.cli.up import supervisor
 from libs.cli.up.leftovers import trace
 from libs.cli.up.log_files import LogFiles
 from libs.cli.up.processes import Process, Stage
@@ -169,6 +170,43 @@ async def test_who_insists_does_not_wait(scene: Scene):
     insist.set()
 
     assert await asyncio.wait_for(stopping, 5) == ["child"]
+
+
+HANDS_OVER = """
+import signal, time
+asked = []
+signal.signal(signal.SIGTERM, lambda *_: (asked.append(1), print("asked", len(asked), flush=True)))
+print("set", flush=True)
+while len(asked) < 2:
+    time.sleep(0.01)
+print("handed over", flush=True)
+"""
+
+
+async def test_who_is_told_to_hurry_may_still_hand_over(scene: Scene):
+    scene.start(*PYTHON, HANDS_OVER)
+    await eventually(lambda: scene.logs.tail("child") == ["set"])
+    hurry = asyncio.Event()
+    stopping = asyncio.create_task(scene.supervisor.stop(["child"], within=600, hurry=hurry, insist=asyncio.Event()))
+    await eventually(lambda: scene.logs.tail("child")[-1] == "asked 1")
+
+    hurry.set()
+
+    assert await asyncio.wait_for(stopping, 10) == []
+    assert scene.logs.tail("child")[-2:] == ["asked 2", "handed over"]
+
+
+async def test_who_does_not_hurry_is_killed(scene: Scene, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(supervisor, "HURRIED_S", 0.2)
+    stubborn = (
+        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('set', flush=True); time.sleep(60)"
+    )
+    scene.start(*PYTHON, stubborn)
+    await eventually(lambda: scene.logs.tail("child") == ["set"])
+    hurry = asyncio.Event()
+    hurry.set()
+
+    assert await asyncio.wait_for(scene.supervisor.stop(["child"], within=600, hurry=hurry), 10) == ["child"]
 
 
 async def test_what_waits_to_be_started_again_is_not_started_any_more(scene: Scene):

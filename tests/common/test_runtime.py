@@ -199,6 +199,39 @@ async def test_a_second_signal_does_not_wait_for_the_drain(tiny: Start) -> None:
     assert len(one.logged("resource.left")) == 2
 
 
+async def test_a_second_signal_hurries_a_service_that_has_something_to_hand_over(tiny: Start) -> None:
+    one = await hurrying(tiny)
+    await one.tell("/release")  # while it hurries, it still answers
+    assert await one.ended() == 0
+    assert one.logged("drain.ended")[0]["released"] is True
+    assert [left["name"] for left in one.logged("resource.left")] == ["inner", "outer"]
+
+
+async def test_a_third_signal_does_not_wait_for_the_hand_over(tiny: Start) -> None:
+    one = await hurrying(tiny)
+    one.send(signal.SIGTERM)
+    assert await one.ended(within=8) == 0
+    assert one.logged("drain.ended")[0]["released"] is False
+    assert len(one.logged("resource.left")) == 2
+
+
+async def test_a_hand_over_that_does_not_end_is_cut_off(tiny: Start) -> None:
+    one = await hurrying(tiny, limits={"TINY_DRAIN_SLACK": "0.2"})
+    assert await one.ended(within=8) == 0
+    assert one.logged("drain.ended")[0]["released"] is False
+
+
+async def hurrying(tiny: Start, **more: Any) -> Tiny:
+    """One that has got its second signal, while it waits for its work longer than any test."""
+    one: Tiny = await tiny(mode="hurries", drain_grace="600", **more)
+    await one.until("task.began")
+    one.send(signal.SIGTERM)
+    await one.until("drain.began")
+    one.send(signal.SIGTERM)
+    await one.until("drain.hurries")
+    return one
+
+
 async def test_a_drain_that_does_not_end_is_cut_off_after_the_grace(tiny: Start) -> None:
     one = await tiny(drain_grace="0.3", limits={"TINY_DRAIN_SLACK": "0.2"})
     await one.until("task.began")

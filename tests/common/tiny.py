@@ -41,6 +41,7 @@ class App:
         self.warm = False
         self.port = 0  # known from the first request on
         self.released = asyncio.Event()
+        self.hurried = asyncio.Event()
         self.failing = asyncio.Event()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -122,6 +123,9 @@ async def start(settings: TinySettings, bus: Bus) -> AsyncIterator[Running]:
         if settings.mode == "drain fails":
             raise RuntimeError("cannot drain")
         try:
+            if settings.mode == "hurries":
+                await app.hurried.wait()
+                log.info("drain.hurries")
             await app.released.wait()
         finally:
             log.info("drain.ended", released=app.released.is_set())
@@ -138,6 +142,7 @@ async def start(settings: TinySettings, bus: Bus) -> AsyncIterator[Running]:
             ports=[Port(app, "127.0.0.1", settings.port)],
             checks={"warm": lambda: None if app.warm else "not warm yet"},
             drain=drain if settings.mode != "no drain" else None,
+            hurry=app.hurried.set if settings.mode == "hurries" else None,
         )
 
 

@@ -77,12 +77,17 @@ class Stack:
                 raise AssertionError(f"arriero up did not start:\n{self.output.read_text()}")
             time.sleep(0.05)
 
-    def stop(self) -> int:
-        """Ctrl-C; the exit code."""
+    def interrupt(self) -> None:
+        """Ctrl-C."""
         assert self._process
         self._process.send_signal(signal.SIGINT)
+
+    def stop(self, within: float = STOP_S) -> int:
+        """Ctrl-C; the exit code."""
+        assert self._process
+        self.interrupt()
         try:
-            return self._process.wait(STOP_S)
+            return self._process.wait(within)
         except subprocess.TimeoutExpired:
             self._process.kill()
             raise

@@ -103,6 +103,10 @@ class Worker:
         assert self.running.drain
         await self.running.drain()
 
+    def hurry(self) -> None:
+        assert self.running.hurry
+        self.running.hurry()
+
 
 @dataclass
 class Job:

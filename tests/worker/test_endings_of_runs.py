@@ -371,6 +371,25 @@ async def test_a_drain_gives_back_what_outlasts_it_without_a_fault(around: World
     assert kept == around.shown(job)
 
 
+async def test_a_drain_in_a_hurry_gives_back_at_once_what_runs(around: World, sim: SimServer) -> None:
+    """A second signal: the grace would be minutes, and all of it is kept for whoever goes on."""
+    sim.set_faults(NodeFault(FaultKind.HANG, after_tokens=3))
+    async with around.worker(sim.url, drain_grace=600) as worker:
+        job = await around.run(worker, "[[tokens=9]]")
+        await eventually(lambda: len(events_of(around.shown(job))) == 3)
+        draining = asyncio.create_task(worker.drain())
+        await eventually(lambda: around.beat.draining)
+        assert not draining.done()
+        worker.hurry()
+        await asyncio.wait_for(draining, main.GIVE_BACK_S)
+        free = await around.freed(job)
+        await sim.until(lambda state: state.in_flight == 0)
+        kept = await around.kept(job)
+    assert free.given_back
+    assert free.fault is None
+    assert kept == around.shown(job)
+
+
 async def test_a_drain_ends_though_the_result_cannot_be_stored(
     around: World, sim: SimServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,7 +12,7 @@ HELP = """Start Arriero on this machine: NATS, auth, gateway, router, and a work
 
 Uses the Ollama at OLLAMA_HOST (or 127.0.0.1:11434) when one answers and has a model, otherwise starts two simulated nodes.
 State is kept in $ARRIERO_HOME (default ./.arriero): clients, keys and jobs are there again at the next start. What dies is
-started again. Ctrl-C drains and ends everything; a second Ctrl-C insists.
+started again. Ctrl-C drains and ends everything; a second one hands over what runs instead of waiting for it; a third insists.
 
 \b
 Examples:

@@ -55,10 +55,10 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 
 async def run(options: Options, narrator: Narrator, began: float) -> None:
     """Returns when it was asked to stop and everything has ended. Raises CommandFailed. `began`: monotonic, for what it tells."""
-    asked, insisted = asyncio.Event(), asyncio.Event()
+    asked, hurried, insisted = steps = asyncio.Event(), asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        loop.add_signal_handler(number, lambda: (insisted if asked.is_set() else asked).set())
+        loop.add_signal_handler(number, lambda: next((step for step in steps if not step.is_set()), insisted).set())
     home = Home.here()
     home.open()
     lock = home.lock(Holder(pid=os.getpid(), gateway=url(options.port_base)))
@@ -75,7 +75,7 @@ async def run(options: Options, narrator: Narrator, began: float) -> None:
             bringing.cancel()
             stopping.cancel()
             await asyncio.gather(bringing, stopping, return_exceptions=True)
-            await stack.drain(insisted)
+            await stack.drain(hurried, insisted)
     finally:
         lock.release()
 
@@ -217,16 +217,19 @@ class Stack:
             await asyncio.wait({stopping}, timeout=TRIM_EVERY_S)
             self._logs.trim()
 
-    async def drain(self, insist: asyncio.Event) -> None:
+    async def drain(self, hurry: asyncio.Event, insist: asyncio.Event) -> None:
         """Ends every process, in stages. Cannot fail, and leaves nothing behind."""
         if self._supervisor.pids:
-            self._narrator.say("stopping", "\nDraining; Ctrl-C again ends everything at once.")
+            again = "Ctrl-C again hands over what runs instead of waiting for it, once more ends everything at once."
+            self._narrator.say("stopping", f"\nDraining; {again}")
         self._home.up_json.unlink(missing_ok=True)
         everyone = [*self._foundation, *self._services]
         for stage in Stage:
-            within = self._options.drain_grace + BEYOND_GRACE_S if stage is Stage.EDGE else QUICK_END_S
+            has_work = stage is Stage.EDGE
+            within = self._options.drain_grace + BEYOND_GRACE_S if has_work else QUICK_END_S
             names = [process.name for process in everyone if process.stage is stage]
-            for name in await self._supervisor.stop(names, within=within, insist=insist):
+            hurried = hurry if has_work else None
+            for name in await self._supervisor.stop(names, within=within, hurry=hurried, insist=insist):
                 if not insist.is_set():
                     self._narrator.warn(
                         "process.killed", f"{name} did not end within {within:g} s and was killed.", process=name

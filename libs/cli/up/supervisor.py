@@ -21,6 +21,7 @@ from libs.cli.up.log_files import LogFiles
 from libs.cli.up.processes import Process, child_environment
 
 PROBE_EVERY_S = 0.05
+HURRIED_S = 15.0  # for those who were told to hurry: a worker hands over what runs (at most runtime.DRAIN_SLACK_S)
 SLOW_S = 20.0  # a process that is started but not ready for so long is worth a line
 _PR_SET_PDEATHSIG = 1
 
@@ -116,8 +117,18 @@ class Supervisor:
     def all_ready(self) -> bool:
         return all(child.is_ready or not child.process.needed for child in self._children.values())
 
-    async def stop(self, names: Iterable[str], *, within: float, insist: asyncio.Event | None = None) -> list[str]:
-        """SIGTERM; after `within` seconds, or when `insist` is set, SIGKILL. The names of those that had to be killed."""
+    async def stop(
+        self,
+        names: Iterable[str],
+        *,
+        within: float,
+        hurry: asyncio.Event | None = None,
+        insist: asyncio.Event | None = None,
+    ) -> list[str]:
+        """SIGTERM; after `within` seconds, or when `insist` is set, SIGKILL. The names of those that had to be killed.
+
+        When `hurry` is set, a second SIGTERM, which leaves them HURRIED_S at most.
+        """
         children = [self._children[name] for name in names if name in self._children]
         keepers = {child.keeper for child in children if child.keeper}
         for child in children:
@@ -126,19 +137,28 @@ class Supervisor:
                 child.keeper.cancel()
             elif child.running:
                 _signal(child.running, signal.SIGTERM)
-        insisting = asyncio.create_task(insist.wait() if insist else asyncio.Event().wait())
+        hurrying = asyncio.create_task((hurry or asyncio.Event()).wait())
+        insisting = asyncio.create_task((insist or asyncio.Event()).wait())
         left = keepers
         until = time.monotonic() + within
+        hurried = False
         while left and not insisting.done() and (rest := until - time.monotonic()) > 0:
-            done, _ = await asyncio.wait({*left, insisting}, timeout=rest, return_when=asyncio.FIRST_COMPLETED)
+            signs = {insisting} if hurried else {hurrying, insisting}
+            done, _ = await asyncio.wait({*left, *signs}, timeout=rest, return_when=asyncio.FIRST_COMPLETED)
             left = left - done
+            if hurrying.done() and not hurried:
+                hurried, until = True, min(until, time.monotonic() + HURRIED_S)
+                for child in children:
+                    if child.keeper in left and child.running:
+                        _signal(child.running, signal.SIGTERM)
+        hurrying.cancel()
         insisting.cancel()
         stubborn = [child for child in children if child.keeper in left]
         for child in stubborn:
             if child.running:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.killpg(child.running.pid, signal.SIGKILL)
-        await asyncio.gather(*keepers, insisting, return_exceptions=True)
+        await asyncio.gather(*keepers, hurrying, insisting, return_exceptions=True)
         for child in children:
             del self._children[child.process.name]
         return [child.process.name for child in stubborn]
