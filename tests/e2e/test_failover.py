@@ -13,13 +13,13 @@ from tests.support.stack import Stack, running_stack
 
 pytestmark = pytest.mark.e2e
 
-# Two of each chat path. Loads take no time and tokens some: what is shown is cut, not what is loading.
+# One of each chat path, all of which take tools. Loads take no time and tokens some: what is shown is cut, not what is loading.
 MODELS = ",".join(
     [
         "native:1=1GB:tools:native",
-        "open:1=1GB:template-open",
-        "closed:1=1GB:template-closed",
-        "thinker:1=1GB:thinking:parser",
+        "open:1=1GB:tools:template-open",
+        "closed:1=1GB:tools:template-closed",
+        "thinker:1=1GB:tools:thinking:parser",
     ]
 )
 SIM = (
@@ -133,6 +133,56 @@ def test_an_openai_stream_does_not_notice(fleet: Fleet) -> None:
         )
     assert said == whole.choices[0].message.content
     assert reasons[-1] == "stop"
+
+
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "get_weather",
+            "description": "The weather in a city",
+            "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+        },
+    }
+]
+
+
+@pytest.mark.parametrize("model", ["native:1", "open:1"])
+def test_text_is_continued_though_the_model_might_have_called_a_tool(fleet: Fleet, model: str) -> None:
+    """Where a trailing message is left open, the node that goes on still reads what the model says as it should."""
+    body = {"model": model, "messages": [{"role": "user", "content": "No tool. [[tokens=60]]"}], "tools": TOOLS}
+    with http(fleet.stack) as client:
+        uncut = text_of(client.get(f"/jobs/{client.post('/jobs', json=body).json()['id']}/stream").text)
+        job = client.post("/jobs", json=body).json()["id"]
+        got, node = cut(fleet, client, job, 15, worker=False)
+        view = wait_final(client, job)
+    assert (view["state"], len(view["failed_attempts"])) == ("succeeded", 1), view
+    assert view["node"] != node
+    assert len(uncut.split()) > 15
+    assert text_of(got) == uncut == view["result"]["message"]["content"]
+    assert "event: reset" not in got
+    assert view["usage"]["completion_tokens"] == 61, "the counts are those of the whole answer"
+
+
+@pytest.mark.parametrize(
+    ("model", "asked"), [("closed:1", "No tool. [[tokens=60]]"), ("thinker:1", "No tool. [[think=5]] [[tokens=60]]")]
+)
+def test_text_that_only_a_raw_prompt_continues_is_not_when_tools_are_offered(
+    fleet: Fleet, model: str, asked: str
+) -> None:
+    """Raw, a tool call would be read as text: a clear retryable error, and nothing after what was shown."""
+    body = {"model": model, "messages": [{"role": "user", "content": asked}], "tools": TOOLS}
+    with http(fleet.stack) as client:
+        uncut = text_of(client.get(f"/jobs/{client.post('/jobs', json=body).json()['id']}/stream").text)
+        job = client.post("/jobs", json=body).json()["id"]
+        got, _ = cut(fleet, client, job, 20, worker=False)
+        view = wait_final(client, job)
+    assert (view["state"], view["error"]["code"], view["error"]["retryable"]) == ("failed", "interrupted", True), view
+    assert "tools" in view["error"]["message"]
+    assert parse_sse(got)[-1].event == "failed"
+    assert uncut.startswith(text_of(got))
+    assert text_of(got)
+    assert text_of(got) != uncut
 
 
 def test_what_cannot_be_continued_ends_with_a_clear_retryable_error(fleet: Fleet) -> None:
