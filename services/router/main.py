@@ -11,12 +11,13 @@ from libs.common.bus.connection import Bus, Subscription
 from libs.common.bus.failures import BusError
 from libs.common.bus.follower import Follower
 from libs.common.contracts import subjects
-from libs.common.contracts.streams import JOBS, NODES, key_subject
+from libs.common.contracts.streams import NODES, key_subject
 from libs.common.ids import new_boot_id
 from libs.common.runtime import Running, Service
 from services.router.clock import ServerClock
 from services.router.lease import Lease
 from services.router.loop import Router
+from services.router.rebuild import Rebuild
 from services.router.settings import RouterSettings
 
 
@@ -41,20 +42,10 @@ async def start(settings: RouterSettings, bus: Bus) -> AsyncIterator[Running]:
     lease = Lease(bus, new_boot_id(), on_lease)
     clock = ServerClock()
     last = await clock.look(bus)
-    router = Router(bus, clock, is_active=lambda: lease.active and jobs.caught_up.is_set())
-    jobs = Follower(
-        bus,
-        JOBS,
-        [subjects.NEW, subjects.ACTIVE, subjects.CANCELS],
-        router.on_record,
-        on_reset=router.reset,
-        headers_only=True,
-    )
-    # `done` only from where the rebuild began: what is older shows when a compare-and-set on it fails.
-    done = Follower(bus, JOBS, [subjects.DONE], router.on_record, headers_only=True, from_sequence=last + 1)
+    router = Router(bus, clock, is_active=lambda: lease.active and rebuild.complete)
+    rebuild = Rebuild(bus, router, last)
     nodes = Follower(bus, f"KV_{NODES}", [key_subject(NODES, "*")], router.on_node_record)
     heartbeats = await bus.subscribe(key_subject(NODES, "*"), router.on_heartbeat)
-    followers = {"jobs": jobs, "done": done, "nodes": nodes}
 
     async def drain() -> None:
         with contextlib.suppress(BusError):
@@ -64,7 +55,9 @@ async def start(settings: RouterSettings, bus: Bus) -> AsyncIterator[Running]:
     try:
         yield Running(
             tasks={
-                **{f"follow.{name}": follower.run() for name, follower in followers.items()},
+                **{f"follow.{name}": task for name, task in rebuild.jobs.tasks().items()},
+                "rebuild": rebuild.run(),
+                "follow.nodes": nodes.run(),
                 "lease": lease.run(),
                 "loop": router.run(),
                 "pings": router.ping_nodes(),
@@ -72,7 +65,9 @@ async def start(settings: RouterSettings, bus: Bus) -> AsyncIterator[Running]:
             },
             checks={
                 "lease": lease.problem,
-                **{f"follow.{name}": follower.problem for name, follower in followers.items()},
+                "rebuild": rebuild.problem,
+                **{f"follow.{name}": problem for name, problem in rebuild.jobs.problems().items()},
+                "follow.nodes": nodes.problem,
             },
             drain=drain,
         )

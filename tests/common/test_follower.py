@@ -3,7 +3,7 @@
 import asyncio
 
 from libs.common.bus.connection import Bus, Stored
-from libs.common.bus.follower import Follower, parse_ack
+from libs.common.bus.follower import Follower, Followers, parse_ack
 from tests.support.nats_server import NatsServer
 from tests.support.waiting import eventually
 
@@ -107,6 +107,83 @@ async def test_a_lost_delivery_is_fetched_again(bus: Bus) -> None:
     assert seen.bodies == [b"0", b"1", b"2", b"3"]
     assert dropped
     task.cancel()
+
+
+def follow_all(bus: Bus, seen: Seen, *, from_sequence: int = 1) -> tuple[Followers, list[asyncio.Task[None]]]:
+    """k0, then k1, and k2 after both."""
+    followers = Followers(seen.reset)
+    followers.add("k0", bus, "KV_models", "$KV.models.k0", seen.records.append)
+    followers.add("k1", bus, "KV_models", "$KV.models.k1", seen.records.append, from_sequence=from_sequence)
+    followers.add("k2", bus, "KV_models", "$KV.models.k2", seen.records.append, after=("k0", "k1"))
+    return followers, [asyncio.create_task(task) for task in followers.tasks().values()]
+
+
+async def test_several_followers_feed_one_view_and_forget_once_at_their_start(bus: Bus) -> None:
+    for n in (2, 1, 0):
+        await put(bus, n)
+    seen = Seen()
+    followers, tasks = follow_all(bus, seen)
+    assert not followers.caught_up
+    await asyncio.wait_for(followers.wait_caught_up(), 10)
+    assert followers.caught_up
+    assert sorted(seen.bodies) == [b"0", b"1", b"2"]
+    assert seen.bodies[-1] == b"2"  # the one that comes after the others, although it was stored before
+    assert (seen.resets, followers.resets) == (1, 1)
+    assert all(problem() is None for problem in followers.problems().values())
+    for task in tasks:
+        task.cancel()
+
+
+async def test_one_of_several_begins_where_it_was_told(bus: Bus) -> None:
+    for n in (0, 1, 2):
+        await put(bus, n)
+    seen = Seen()
+    followers, tasks = follow_all(bus, seen, from_sequence=3)
+    await asyncio.wait_for(followers.wait_caught_up(), 10)
+    await put(bus, 0)
+    await eventually(lambda: len(seen.records) == 3)
+    assert sorted(seen.bodies) == [b"0", b"0", b"2"]
+    for task in tasks:
+        task.cancel()
+
+
+async def test_when_one_of_several_must_forget_all_start_over(bus: Bus) -> None:
+    """The stream was made anew, and only one has noticed: what the others know and still hear is of the old one."""
+    seen = Seen()
+    followers, tasks = follow_all(bus, seen, from_sequence=3)
+    for n in (0, 1, 2):
+        await put(bus, n)
+    await asyncio.wait_for(followers.wait_caught_up(), 10)
+    await eventually(lambda: len(seen.records) >= 2)
+    config = {k: v for k, v in (await bus.api("STREAM.INFO.KV_models"))["config"].items() if k != "metadata"}
+    await bus.api("STREAM.DELETE.KV_models")
+    await bus.api("STREAM.CREATE.KV_models", config)
+    for n in (1, 0, 2):  # k1 from its start as well: nothing before is of use
+        await put(bus, n)
+    await eventually(lambda: seen.resets >= 2 and len(seen.records) == 3, within=15)
+    await eventually(lambda: followers.caught_up, within=15)
+    assert sorted(seen.bodies) == [b"0", b"1", b"2"]
+    for task in tasks:
+        task.cancel()
+
+
+async def test_what_one_of_several_hears_after_all_was_forgotten_counts_only_from_its_new_start(bus: Bus) -> None:
+    for n in (0, 1, 2):
+        await put(bus, n)
+    seen = Seen()
+    followers, tasks = follow_all(bus, seen)
+    await asyncio.wait_for(followers.wait_caught_up(), 10)
+    first = followers._members["k0"]
+    first._life = "another"
+    first._doubt()
+    await eventually(lambda: seen.resets == 2)
+    assert not followers.caught_up
+    await asyncio.wait_for(followers.wait_caught_up(), 10)
+    assert sorted(seen.bodies) == [b"0", b"1", b"2"]
+    assert [member.resets for member in followers._members.values()] == [2, 2, 2]
+    assert seen.resets == 2
+    for task in tasks:
+        task.cancel()
 
 
 def test_ack_subjects_of_both_versions_are_read() -> None:

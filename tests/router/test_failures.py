@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from collections import Counter
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
@@ -13,13 +14,15 @@ from libs.common.contracts import subjects
 from libs.common.contracts.control import decode_freeze
 from libs.common.contracts.events import frame
 from libs.common.contracts.faults import Code, Fault
-from libs.common.contracts.jobs import Binding, PastEpoch
+from libs.common.contracts.jobs import Binding, CancelMark, PastEpoch, Submission
+from libs.common.contracts.streams import JOBS
 from libs.common.contracts.subjects import JobKey
 from libs.common.folder import Entry
+from libs.common.journal import Journal
 from libs.common.states import JobState
-from services.router import fleet, loop
+from services.router import fleet, loop, rebuild
 from services.router.fleet import RunKey
-from tests.router.building import Routers, binding_of, ended, folder, heard, silenced, submit
+from tests.router.building import Routers, a_completion, binding_of, ended, folder, heard, silenced, submit
 from tests.support.fake_worker import FakeWorker, fake_worker
 from tests.support.nats_server import NatsServer, connected
 from tests.support.waiting import eventually
@@ -317,6 +320,72 @@ async def test_a_job_that_ended_while_no_router_lived_is_not_run_again(bus: Bus,
             await eventually(lambda: key not in router.index.jobs)
             assert (await ended(bus, key)).node == "a"
             assert not [run for run in other.executed if run[0] == key]
+
+
+async def test_what_failed_before_the_rebuild_is_looked_up_and_takes_no_write(
+    bus: Bus, nats: NatsServer, routers: Routers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its request is kept for a retry, and its `done` is not followed: to a rebuild it looks queued."""
+    monkeypatch.setattr(rebuild, "LOOK_AT_ONCE", 3)
+    failed = [await submit(bus) for _ in range(7)]
+    journal = Journal(bus)
+    for key in failed:
+        entry = await folder(bus, key)
+        assert isinstance(entry.facts, Submission)
+        done = a_completion(entry.facts, entry.sequence, state=JobState.FAILED)
+        await journal.write(key, "done", done, b"", expected=entry.sequence, ttl=600)
+    queued = await submit(bus)
+    async with connected(nats) as own, fake_worker(bus, finish_after=0) as worker:
+        written, append = [], own.append
+
+        async def watched(subject: str, *args: Any, **more: Any) -> Any:
+            written.append(subject)
+            return await append(subject, *args, **more)
+
+        monkeypatch.setattr(own, "append", watched)
+        async with routers.one(own) as router:
+            assert set(router.index.jobs) <= {queued}
+            await ended(bus, queued)
+            assert {key for key, _ in worker.executed} == {queued}
+            assert not [s for s in written if s.startswith("jobs.") and subjects.parse_record(s)[0] in failed]
+
+
+async def test_a_rebuild_that_cannot_look_up_what_ended_goes_on_without(
+    bus: Bus, nats: NatsServer, routers: Routers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = await submit(bus)
+    async with connected(nats) as own, fake_worker(bus, finish_after=0):
+
+        async def fails(*args: Any, **more: Any) -> Any:
+            raise Away("no answer")
+
+        monkeypatch.setattr(own, "last_of_each", fails)
+        async with routers.one(own):
+            assert (await ended(bus, key)).state is JobState.SUCCEEDED
+
+
+async def test_a_job_that_was_cancelled_while_no_router_lived_is_not_run(bus: Bus, routers: Routers) -> None:
+    key = await submit(bus)
+    mark = CancelMark(submitted=(await folder(bus, key)).sequence, reason="not wanted")
+    await Journal(bus).mark_cancelled(key, mark, ttl=600)
+    async with fake_worker(bus, finish_after=0) as worker, routers.one(bus):
+        assert (await ended(bus, key)).state is JobState.CANCELLED
+        assert not worker.executed
+
+
+async def test_when_the_stream_was_made_anew_nothing_of_before_is_believed(bus: Bus, routers: Routers) -> None:
+    """All consumers start over together; the router acts again once all of them have caught up."""
+    async with fake_worker(bus, finish_after=0) as worker, routers.one(bus) as router:
+        await ended(bus, await submit(bus))
+        await submit(bus, model="nobody:1")
+        await eventually(lambda: router.index.jobs)
+        config = {k: v for k, v in (await bus.api(f"STREAM.INFO.{JOBS}"))["config"].items() if k != "metadata"}
+        await bus.api(f"STREAM.DELETE.{JOBS}")
+        await bus.api(f"STREAM.CREATE.{JOBS}", config)
+        key = await submit(bus)
+        assert (await ended(bus, key, within=20)).state is JobState.SUCCEEDED
+        await eventually(lambda: not router.index.jobs)
+        assert {job for job, _ in worker.executed} >= {key}
 
 
 async def test_two_active_routers_lose_no_job_and_run_none_twice(bus: Bus, nats: NatsServer, routers: Routers) -> None:

@@ -8,7 +8,8 @@ and on any doubt makes a new consumer from the next sequence on, or starts over 
 import asyncio
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
 
 import structlog
 
@@ -45,7 +46,10 @@ class Follower:
         on_reset: Callable[[], None] = lambda: None,
         headers_only: bool = False,
         from_sequence: int = 1,
+        after: Sequence["Follower"] = (),
     ) -> None:
+        """`after`: others that must have caught up before this one begins. Several `subjects` in one consumer are slow on
+        a stream with many erased messages; where no order is needed between them, use `Followers`."""
         self.caught_up = asyncio.Event()
         self.resets = 0
         self._bus = bus
@@ -56,6 +60,8 @@ class Follower:
         self._headers_only = headers_only
         self._from_sequence = from_sequence
         self._next_sequence = from_sequence
+        self._after = after
+        self._starts_over = False  # because somebody else found that everything must be forgotten
         self._life = ""  # when the stream was created: another value is another stream
         self._heard_at = 0.0
         self._delivered = 0
@@ -85,10 +91,19 @@ class Follower:
                 await asyncio.sleep(RETRY_S[min(failures, len(RETRY_S) - 1)])
                 failures += 1
 
+    def start_over(self) -> None:
+        """Forget everything, like a reset, but without `on_reset`: whoever calls this has seen to it. Nothing of the consumer
+        before is delivered any more."""
+        self._starts_over = True
+        self.caught_up.clear()
+        self._doubt()
+
     async def _follow_once(self) -> None:
         await self._check_life()
         self._delivered = 0
         self._ended = asyncio.get_running_loop().create_future()
+        for other in self._after:
+            await other.caught_up.wait()
         # From here on records of a backlog may arrive, before it is known how long it is. After an absence they do not
         # make the view fresh: a revocation may be the last of them. A short gap is covered by what `fresh` allows anyway.
         self._behind = not self.fresh
@@ -118,6 +133,8 @@ class Follower:
                     },
                 },
             )
+            if self._ended.done():
+                raise _Gap("everything is to be forgotten, or the connection was away")
             backlog = created["num_pending"] + created["delivered"]["consumer_seq"]
             self._behind = self._delivered < backlog
             self._heard_at = time.monotonic()
@@ -137,11 +154,13 @@ class Follower:
     async def _check_life(self) -> None:
         info = await self._bus.api(f"STREAM.INFO.{self._stream}")
         life, last = info["created"], info["state"]["last_seq"]
-        if life != self._life or self._next_sequence > last + 1:
+        told, self._starts_over = self._starts_over, False
+        if told or life != self._life or self._next_sequence > last + 1:
             self._life, self._next_sequence = life, self._from_sequence if not self._life else 1
             self.caught_up.clear()
             self.resets += 1
-            self._on_reset()
+            if not told:
+                self._on_reset()
 
     def _doubt(self) -> None:
         if self._ended and not self._ended.done():
@@ -179,6 +198,66 @@ class Follower:
         elif self._behind:  # a heartbeat: nothing is left to send, so the rest of the backlog was erased or has expired
             self._behind = False
             self.caught_up.set()
+
+
+class Followers:
+    """Several followers of one stream that feed one view: ordered within each, in no order between them.
+
+    `on_reset` is called before the very first record and whenever everything must be forgotten; then all start over.
+    """
+
+    def __init__(self, on_reset: Callable[[], None]) -> None:
+        self.resets = 0
+        self._on_reset = on_reset
+        self._members: dict[str, Follower] = {}
+
+    def add(
+        self,
+        name: str,
+        bus: Bus,
+        stream: str,
+        subject: str,
+        on_record: Callable[[Stored], None],
+        *,
+        headers_only: bool = False,
+        from_sequence: int = 1,
+        after: Sequence[str] = (),
+    ) -> None:
+        self._members[name] = Follower(
+            bus,
+            stream,
+            [subject],
+            on_record,
+            on_reset=lambda: self._reset(name),
+            headers_only=headers_only,
+            from_sequence=from_sequence,
+            after=[self._members[other] for other in after],
+        )
+
+    @property
+    def caught_up(self) -> bool:
+        """All of them have delivered what was stored when they began."""
+        return all(member.caught_up.is_set() for member in self._members.values())
+
+    async def wait_caught_up(self) -> None:
+        while not self.caught_up:
+            for member in self._members.values():
+                await member.caught_up.wait()
+
+    def tasks(self) -> dict[str, Coroutine[Any, Any, None]]:
+        """What must run, endlessly, for each."""
+        return {name: member.run() for name, member in self._members.items()}
+
+    def problems(self) -> dict[str, Callable[[], str | None]]:
+        """For /readyz."""
+        return {name: member.problem for name, member in self._members.items()}
+
+    def _reset(self, first: str) -> None:
+        self.resets += 1
+        for name, member in self._members.items():
+            if name != first:
+                member.start_over()
+        self._on_reset()
 
 
 def parse_ack(reply: str) -> tuple[int, int, int, int]:
