@@ -386,3 +386,12 @@ def test_a_record_that_comes_after_the_other_was_emptied_is_of_a_job_that_has_en
     fold(index, Rec(other, "new", a_submission(), 11))
     assert not index.jobs
     assert index.take_leftover() == (other, Leftover(new=11, doubtful=True))
+
+
+def test_a_done_that_comes_after_what_it_led_to_still_says_whether_the_request_is_kept() -> None:
+    index, key, submission = Index(), KEYS[0], a_submission()
+    fold(index, Rec(key, "new", submission, 1))
+    fold(index, Rec(key, "active", None, 4))
+    assert index.leftovers[key].doubtful
+    fold(index, Rec(key, "done", a_completion(submission, 1, state=JobState.FAILED), 3))
+    assert not index.leftovers
