@@ -1,121 +1,99 @@
-"""Which node gets a job: a pure function from values to a value that carries its reason.
+"""Where a job goes: to the cheapest slot that is free now, or nowhere yet, because waiting is cheaper. Pure.
 
-The rule of this version: among nodes that can take it now, those with the model in memory first, then the lowest depth,
-then the one that was given a job longest ago. Never more than the slots of a node; never a second cold model while one
-loads. (Prices in seconds come with an issue of their own; they replace `_rank`, not the filters.)
+Among nodes that hold the model, or are loading it, the smallest price wins. Copies are added ahead of need (`replicas`); here a
+node loads a model for a job only while no node holds it.
 """
 
-from collections.abc import Iterable
-from typing import NamedTuple, TypeAlias
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from libs.common.contracts.jobs import Candidate, Decision
-from services.router.fleet import Liveness, NodeView
+from services.router.fleet import NodeView
+from services.router.pricing import Ask, Terms
 
-NO_MODEL = "does not have the model"
 MAX_CANDIDATES_KEPT = 16  # in the record of a job; a fleet has up to fifty nodes
+BUSY_WINS = 0.9  # a busy node is waited for if it is quicker by so much, because it holds the prompt, or decodes faster
 
 
-class Bind(NamedTuple):
-    node: str
-    boot: str
-    decision: Decision
+class Priced(NamedTuple):
+    node: NodeView
+    terms: Terms
+    score: float
 
 
-class Hold(NamedTuple):
-    """No node takes it now; `reason` is what the client may read."""
+class Need(NamedTuple):
+    """How much a model that no node holds is waited for, in seconds."""
 
-    reason: str
-
-
-Verdict: TypeAlias = Bind | Hold
+    oldest: float  # by its next job
+    waited: float  # by all its jobs together
 
 
-class Rank(NamedTuple):
-    """The smallest gets the job."""
+def rank(ask: Ask, priced: Iterable[tuple[NodeView, Terms]]) -> list[Priced]:
+    """Cheapest first; a node that failed the job before comes last; then the less loaded, then who was idle for longest."""
+    found = [Priced(node, terms, terms.score(ask.priority)) for node, terms in priced]
+    found.sort(
+        key=lambda p: (
+            p.node.name in ask.avoid, round(p.score, 3), len(p.node.runs) / max(1, p.node.beat.slots),
+            p.node.last_bound_at, p.node.name,
+        )
+    )  # fmt: skip
+    return found
 
-    failed_before: bool
-    cold: bool
-    depth: int
-    last_bound_at: float
-    name: str
 
+def pays(need: Need, load: Priced, *, level: float, queued: int) -> bool:
+    """Is it time to load a model that nobody holds? `level`: seconds of work that wait for this node's own models, of `queued` jobs.
 
-def decide(
-    model: str,
-    nodes: Iterable[NodeView],
-    *,
-    now: float,
-    connected_at: float,
-    waited_ms: int = 0,
-    avoid: frozenset[str] = frozenset(),
-) -> Verdict:
-    """`model` in its canonical form. Times are monotonic seconds. The same values give the same verdict.
-
-    `avoid`: nodes that have failed this job; any other that can take it comes first.
+    At once where nobody waits for the slot; else when its jobs together have waited as long as the others will have to, or the
+    oldest longer than its turn was due: so nothing starves, and several jobs share one load.
     """
-    able: list[tuple[Rank, NodeView]] = []
-    refused: list[tuple[str, str]] = []
-    for node in nodes:
-        why = objection(model, node, now=now, connected_at=connected_at)
-        if why is None:
-            able.append((_rank(model, node, avoid), node))
-        else:
-            refused.append((node.name, why))
-    if not able:
-        return Hold(_summary({why for _, why in refused}))
-    able.sort(key=lambda pair: pair[0])
-    rank, chosen = able[0]
-    others = [(node.name, _describe(rank)) for rank, node in able[1 : 1 + MAX_CANDIDATES_KEPT]]
-    refused.sort()  # the order in which nodes are known means nothing
-    decision = Decision(
-        node=chosen.name,
-        reason=_describe(rank),
-        cold=rank.cold,
+    load_s, harm_s = load.terms.load_s, load.terms.harm_s
+    delay = load_s * queued / max(1, load.node.beat.slots)
+    return level <= 0 or need.waited >= delay + harm_s or need.oldest >= level + load_s
+
+
+def worth_waiting(ask: Ask, best: Priced, busy: Iterable[tuple[NodeView, Terms]]) -> bool:
+    """Will a node without a free slot have it done sooner than the best that has one?"""
+    waits = rank(ask, busy)
+    return bool(waits) and waits[0].node.name not in ask.avoid and waits[0].score < BUSY_WINS * best.score
+
+
+def explain(chosen: Priced, others: Sequence[Priced], refused: Iterable[tuple[str, str]], *, waited_ms: int) -> Decision:
+    candidates = [_candidate(priced) for priced in (chosen, *others)]
+    candidates += [Candidate(node=name, verdict=why) for name, why in sorted(refused)]
+    terms = chosen.terms
+    return Decision(
+        node=chosen.node.name,
+        reason=describe(terms),
+        cold=terms.load_s > 0,
         waited_ms=waited_ms,
-        candidates=tuple(Candidate(node=name, verdict=v) for name, v in (others + refused)[:MAX_CANDIDATES_KEPT]),
+        ttft_s=round(terms.ttft_s, 3),
+        load_s=round(terms.load_s, 3),
+        cached_tokens=terms.cached_tokens,
+        candidates=tuple(candidates[:MAX_CANDIDATES_KEPT]),
     )
-    return Bind(chosen.name, chosen.beat.boot, decision)
 
 
-def objection(model: str, node: NodeView, *, now: float, connected_at: float) -> str | None:
-    """Why this node cannot take a job for that model now; None when it can."""
-    if (liveness := node.liveness(now, connected_at)) is not Liveness.ALIVE:
-        return f"node is {liveness}"
-    beat = node.beat
-    if beat.draining:
-        return "node is draining"
-    if not beat.reachable:
-        return "its Ollama fell silent and is being watched" if node.suspect else "its Ollama does not answer"
-    if model not in node.disk:
-        return NO_MODEL
-    if model in node.suspect:
-        return "the model fell silent there and is being watched"
-    if beat.cold_stuck and model not in node.loaded:
-        return "a load never came there: only models in memory"
-    if now < node.set_aside_until:
-        return "set aside after failures"
-    taken = node.runs
-    if len(taken) >= beat.slots:
-        return "all slots taken"
-    if beat.slots_per_model and sum(other == model for other in taken.values()) >= beat.slots_per_model:
-        return "all slots of this model taken"
-    if model not in node.loaded and (loading := node.loading) and model not in loading:
-        return "another model is loading"
-    return None
+def describe(terms: Terms) -> str:
+    parts = ["model in memory" if terms.load_s <= 0 else f"model not in memory, loads in {terms.load_s:.1f} s"]
+    if terms.evict:
+        parts.append(f"{', '.join(terms.evict)} leaves for it")
+    if terms.wait_s > 0:
+        parts.append(f"a slot in {terms.wait_s:.1f} s")
+    if terms.cached_tokens:
+        parts.append(f"{terms.cached_tokens} tokens of the prompt are cached")
+    parts.append(f"first token in {terms.ttft_s:.1f} s")
+    return ", ".join(parts)
 
 
-def _rank(model: str, node: NodeView, avoid: frozenset[str]) -> Rank:
-    cold = model not in node.loaded and model not in node.loading
-    return Rank(node.name in avoid, cold, len(node.runs), node.last_bound_at, node.name)
-
-
-def _describe(rank: Rank) -> str:
-    failed = "failed this job before, " if rank.failed_before else ""
-    return f"{failed}model {'not ' if rank.cold else ''}in memory, depth {rank.depth}"
-
-
-def _summary(objections: set[str]) -> str:
-    """The objections that say most: those of nodes that have the model, if there are any."""
-    if not objections:
-        return "no node has joined the fleet"
-    return "; ".join(sorted(objections - {NO_MODEL})) or "no node has the model"
+def _candidate(priced: Priced) -> Candidate:
+    terms = priced.terms
+    return Candidate(
+        node=priced.node.name,
+        verdict=describe(terms),
+        wait_s=round(terms.wait_s, 3),
+        load_s=round(terms.load_s, 3),
+        prefill_s=round(terms.prefill_s, 3),
+        decode_s=round(terms.decode_s, 3),
+        harm_s=round(terms.harm_s + terms.crowd_s, 3),
+        score_s=round(priced.score, 3),
+    )

@@ -6,8 +6,9 @@ heartbeat no longer lists it (one that is newer than the worker's answer to `run
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import NamedTuple
 
-from libs.common.contracts.nodes import DEAD_S, SUSPECT_S, Heartbeat, Phase, Running, canonical_model
+from libs.common.contracts.nodes import DEAD_S, SUSPECT_S, DiskModel, Heartbeat, Phase, Running, canonical_model
 from libs.common.contracts.subjects import JobKey
 
 NO_RESPONDERS_GONE = (
@@ -15,6 +16,7 @@ NO_RESPONDERS_GONE = (
 )
 RunKey = tuple[JobKey, int]
 
+PRELOAD_RETRY_S = 120.0
 FAILED_JOBS = 3  # different jobs in a row; one job alone may be poison
 SET_ASIDE_S, MAX_SET_ASIDE_S = 10.0, 300.0
 MAX_FAILING = FAILED_JOBS + 5  # by then it is left alone for as long as ever; more need not be remembered
@@ -28,10 +30,23 @@ class Liveness(StrEnum):
 
 @dataclass(slots=True)
 class Hold:
-    """A run that the router has ordered. `confirmed` is the worker's change count when it said that it runs."""
+    """A run that the router has ordered. `confirmed` is the worker's change count when it said that it runs.
+
+    The times are predictions, monotonic seconds: when its model is in memory, and when its slot is free again.
+    """
 
     model: str
     confirmed: int | None = None
+    ready_at: float = 0.0
+    ends_at: float = 0.0
+    evict: tuple[str, ...] = ()  # leave memory for it
+
+
+class Preload(NamedTuple):
+    """A model that loads without a job: by when it should be in memory, and what leaves for it."""
+
+    ready_at: float
+    evict: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -48,14 +63,20 @@ class NodeView:
     failing: set[JobKey] = field(default_factory=set)  # jobs that failed here since the last success
     set_aside_until: float = 0.0
     last_bound_at: float = 0.0
+    failed_preloads: dict[str, float] = field(default_factory=dict)  # when, by model
+    preloads: dict[str, Preload] = field(default_factory=dict)  # ordered without a job, by model; not in memory yet
 
     # Derived on each change, because every decision asks.
+    _models: tuple[DiskModel, ...] | None = None
     disk: frozenset[str] = frozenset()
+    sizes: dict[str, int] = field(default_factory=dict)  # of the models on disk, bytes
     loaded: frozenset[str] = frozenset()
+    loaded_at: dict[str, float] = field(default_factory=dict)  # when each was first heard to be in memory
     suspect: frozenset[str] = frozenset()  # fell silent, as the worker says
     listed: dict[RunKey, Running] = field(default_factory=dict)  # what the newest heartbeat names
     runs: dict[RunKey, str] = field(default_factory=dict)  # all that takes a slot, ordered or listed, with its model
     loading: frozenset[str] = frozenset()  # sent here cold, not in memory yet: Ollama loads one after the other (§3.1)
+    resident: frozenset[str] = frozenset()  # in memory, and not about to leave it for what is loading
 
     def __post_init__(self) -> None:
         self._read_beat()
@@ -79,10 +100,10 @@ class NodeView:
         self.failing.clear()
         self.set_aside_until = 0.0
 
-    def reserve(self, key: RunKey, model: str) -> None:
+    def reserve(self, key: RunKey, hold: Hold) -> None:
         """This run has been, or is about to be, ordered here."""
         if key not in self.freed:
-            self.holds.setdefault(key, Hold(model))
+            self.holds.setdefault(key, hold)
             self._count()
 
     def confirm(self, key: RunKey, model: str, changes: int) -> None:
@@ -106,6 +127,21 @@ class NodeView:
             self.freed[key] = changes
         self._count()
 
+    def preload(self, model: str, order: Preload) -> None:
+        self.preloads[model] = order
+        self._count()
+
+    def preload_ended(self, model: str, failed_at: float | None = None) -> None:
+        """It is in memory, as the heartbeat shows, or has failed (monotonic seconds)."""
+        if failed_at is not None:
+            self.failed_preloads[model] = failed_at
+        if self.preloads.pop(model, None) is not None:
+            self._count()
+
+    def preload_failed(self, model: str, now: float) -> bool:
+        """Lately, so that it is not tried again at once."""
+        return now - self.failed_preloads.get(model, -PRELOAD_RETRY_S) < PRELOAD_RETRY_S
+
     def withdraw(self, key: RunKey) -> None:
         """It was never ordered: the binding could not be written."""
         self.holds.pop(key, None)
@@ -113,8 +149,12 @@ class NodeView:
 
     def _read_beat(self) -> None:
         beat = self.beat
-        self.disk = frozenset(canonical_model(model.name) for model in beat.models)
+        if self._models is not beat.models:  # the same for a long time
+            self._models = beat.models
+            self.sizes = {canonical_model(model.name): model.size for model in beat.models}
+            self.disk = frozenset(self.sizes)
         self.loaded = frozenset(canonical_model(model.name) for model in beat.loaded)
+        self.loaded_at = {model: self.loaded_at.get(model, self.heard_at) for model in self.loaded}
         self.suspect = frozenset(canonical_model(model) for model in beat.suspect_models)
         self.listed = {(JobKey(run.client, run.job), run.epoch): run for run in beat.running}
         for key, hold in list(self.holds.items()):
@@ -136,6 +176,38 @@ class NodeView:
         self.loading = frozenset(
             m for key, m in self.runs.items() if m and m not in self.loaded and key not in decoding
         )
+        self.resident = self.loaded
+        on_way = self.preloads.keys() - self.loaded
+        if self.loading or on_way:
+            leaving = {m for hold in self.holds.values() if hold.model in self.loading for m in hold.evict}
+            leaving.update(m for model in on_way for m in self.preloads[model].evict)
+            self.loading |= on_way
+            self.resident = self.loaded - leaving
+
+    @property
+    def free_slots(self) -> int:
+        return self.beat.slots - len(self.runs)
+
+    def frees_at(self, now: float, otherwise: float) -> float:
+        """When the first of its slots is free, as predicted; of a run that nothing is known of, after `otherwise` seconds."""
+        if self.free_slots > 0:
+            return now
+        ends = [self.holds[key].ends_at if key in self.holds else 0.0 for key in self.runs]
+        return min((max(now, end) if end > 0 else now + otherwise for end in ends), default=now)
+
+    def ready_at(self, model: str, now: float) -> float:
+        """When a model that is loading here will be in memory, as predicted."""
+        ready = max((hold.ready_at for hold in self.holds.values() if hold.model == model), default=now)
+        return max(ready, self.preloads[model].ready_at) if model in self.preloads else ready
+
+    def busy_with(self, model: str, now: float, otherwise: float) -> float:
+        """When the last run of that model here ends, as predicted; now when none runs."""
+        last = now
+        for key, runs in self.runs.items():
+            if runs == model:
+                hold = self.holds.get(key)
+                last = max(last, hold.ends_at if hold and hold.ends_at > 0 else now + otherwise)
+        return last
 
     def liveness(self, now: float, connected_at: float) -> Liveness:
         """`connected_at`: since when the router itself hears anything; clocks never run before it."""

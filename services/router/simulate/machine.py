@@ -39,7 +39,7 @@ class Run:
 class Load:
     model: str
     size_gb: float
-    runs: list[Run]  # the first caused it
+    runs: list[Run]  # wait for it; the first caused it, unless it was ordered without a job
     victims: tuple[str, ...]
     began_at: float = -1.0
 
@@ -106,6 +106,11 @@ class Node:
                 return False
         self._loads.append(Load(model, self._models[model].size_gb, [run], run.victims))
         return False
+
+    def preload(self, model: str, victims: tuple[str, ...]) -> None:
+        """A load without a job; nothing if the model is here, or on its way."""
+        if not self.has(model):
+            self._loads.append(Load(model, self._models[model].size_gb, [], victims))
 
     def begin_load(self, now: float) -> Load | None:
         """The next load, if one waits, none runs, and there is room or can be made."""

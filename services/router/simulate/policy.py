@@ -37,6 +37,14 @@ class Binding(NamedTuple):
     victims: tuple[str, ...] = ()
 
 
+class Preload(NamedTuple):
+    """A model is loaded without a job: no slot is taken for it. `victims` as in `Binding`."""
+
+    node: str
+    model: str
+    victims: tuple[str, ...] = ()
+
+
 class Observed(NamedTuple):
     """What is known of a job when it has ended. Seconds and tokens, as Ollama's final chunk has them."""
 
@@ -96,7 +104,7 @@ class Policy(Protocol):
     def arrived(self, job: Job, now: float) -> Iterable[Binding]:
         return ()
 
-    def changed(self, now: float) -> Iterable[Binding]:
+    def changed(self, now: float) -> Iterable[Binding | Preload]:
         """After each arrival, each load that ended, each job that ended, and at `wake_at`."""
         return ()
 
@@ -107,8 +115,8 @@ class Policy(Protocol):
     def started(self, job: Job, node: str, now: float) -> None:
         """It holds a slot."""
 
-    def loaded(self, job: Job, node: str, now: float, seconds: float) -> None:
-        """The model of this job, which caused the load, is in memory; `seconds`: the load alone, without waits."""
+    def loaded(self, model: str, node: str, now: float, seconds: float) -> None:
+        """The model is in memory; `seconds`: the load alone, without waits."""
 
     def first_token(self, job: Job, node: str, now: float, prefill_s: float, prefilled_tokens: int) -> None: ...
 

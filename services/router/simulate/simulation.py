@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from libs.common.contracts.requests import Priority
 from services.router.simulate.fleet import Fleet
 from services.router.simulate.machine import Load, Node, Run
-from services.router.simulate.policy import Binding, Factory, Job, Observed, Policy
+from services.router.simulate.policy import Binding, Factory, Job, Observed, Policy, Preload
 from services.router.simulate.trace import DEFAULT_CLIENT, TraceJob
 
 
@@ -93,7 +93,12 @@ class _Simulation:
 
     def _bind_all(self, bindings: Any, now: float) -> None:
         for binding in bindings:
-            self._bind(binding, now)
+            if isinstance(binding, Preload):
+                node = self.nodes[binding.node]
+                node.preload(binding.model, binding.victims)
+                self._begin_load(node, now)
+            else:
+                self._bind(binding, now)
 
     def _bind(self, binding: Binding, now: float) -> None:
         node = self.nodes.get(binding.node)
@@ -129,7 +134,7 @@ class _Simulation:
     def _loaded(self, load: Load, node: Node, now: float) -> None:
         for run in node.end_load(now):
             self._at(run.first_token_at, Kind.FIRST_TOKEN, (run, node))
-        self.policy.loaded(load.runs[0].job, node.name, now, now - load.began_at)
+        self.policy.loaded(load.model, node.name, now, now - load.began_at)
         self._begin_load(node, now)
 
     def _finished(self, run: Run, node: Node, now: float) -> None:

@@ -1,0 +1,243 @@
+"""One look at queue and fleet, at one moment: what is to be bound or loaded now. Pure."""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, NamedTuple
+
+from libs.common.contracts.jobs import Decision
+from libs.common.contracts.requests import Priority
+from services.router import decide, objections
+from services.router.backlog import Backlog, backlog
+from services.router.decide import Need, Priced
+from services.router.fleet import Hold, NodeView, Preload
+from services.router.pricing import Ask, Terms
+from services.router.queue import Waiting
+
+if TYPE_CHECKING:
+    from services.router.scheduler import Scheduler
+
+LOOKS_AT = 8  # jobs of one model, for one that does not prefer to wait for the node that has its prompt
+COPIES_EVERY_S = 1.0
+PAYS_WITHIN_S = 300.0  # what a copy costs now it must bring within so long
+SURE = 4.0  # times the price of its load: demand is only guessed, and what moves once moves again
+STAYS_S, STAYS_LOADS = 60.0, 3.0  # a model that was just loaded stays: so long, or so many times its load
+NEVER_S = 1e5  # harm that nothing pays for
+
+
+class Placement(NamedTuple):
+    """A job and the slot it gets; `hold` is what its node has to reserve."""
+
+    job: Waiting
+    node: NodeView
+    hold: Hold
+    decision: Decision
+
+
+class Loading(NamedTuple):
+    """A copy of a model that is to be loaded before jobs come for it."""
+
+    node: NodeView
+    model: str
+    order: Preload
+
+
+class Waits(NamedTuple):
+    """Another node will have it done sooner, although it has no slot now."""
+
+
+WAITS = Waits()
+
+
+class Look:
+    def __init__(self, scheduler: "Scheduler", now: float, now_ms: float, connected_at: float) -> None:
+        self._scheduler, self._queue, self._pricing = scheduler, scheduler.queue, scheduler.pricing
+        self._now, self._now_ms = now, now_ms
+        self.unfit: list[tuple[str, str]] = []
+        self.fit: list[NodeView] = []
+        for node in scheduler.fleet.nodes.values():
+            why = objections.unfit(node, self._pricing.catalog, now=now, connected_at=connected_at)
+            if why is None:
+                self.fit.append(node)
+            else:
+                self.unfit.append((node.name, why))
+        self._held: set[str] = set()
+        self._slots = sum(node.beat.slots for node in self.fit)
+        self._able: dict[tuple[str, Priority], list[NodeView]] = {}
+        self._backlog: Backlog | None = None
+
+    def next(self) -> Placement | Loading | None:
+        loading = self._next_copy()
+        if loading is not None:
+            return loading
+        if not any(node.free_slots > 0 for node in self.fit):
+            return None
+        for head in self._queue.heads():
+            if head.model not in self._held:
+                placement = self._place(head)
+                if isinstance(placement, Waits):
+                    placement = self._place_another(head)
+                if placement is not None:
+                    self._backlog = None
+                    return placement
+                self._held.add(head.model)
+        return None
+
+    # -- a job ---------------------------------------------------------------------------------------------------------
+
+    def able(self, ask: Ask) -> list[NodeView]:
+        """Nodes that could run it, had they a slot."""
+        known = self._able.get((ask.model, ask.priority))
+        if known is None:
+            known = [node for node in self.fit if self._objection(ask.model, node, ask.priority) is None]
+            self._able[ask.model, ask.priority] = known
+        return known
+
+    def _objection(self, model: str, node: NodeView, priority: Priority) -> str | None:
+        size = node.sizes.get(model, 0)
+        return objections.unable(model, node, self._pricing.catalog, priority=priority, size=size)
+
+    def _place(self, head: Waiting) -> Placement | Waits | None:
+        ask = self._scheduler.asks[head.key]
+        able = self.able(ask)
+        holders = [node for node in able if ask.model in node.resident or ask.model in node.loading]
+        free = [node for node in holders if objections.full(ask.model, node) is None]
+        if free:
+            best = decide.rank(ask, self._price(ask, free))
+            # A slot that nobody takes is lost: only who is alone, or finds more of its prompt elsewhere, waits for a better one.
+            alone = sum(self._queue.waiting(ask.model).values()) <= 1
+            busy = [node for node in holders if node.free_slots <= 0 and ask.model in node.resident]
+            if busy and (alone or ask.affinity):
+                cached = best[0].terms.cached_tokens
+                waits = [(node, t) for node, t in self._price(ask, busy) if alone or t.cached_tokens > cached]
+                if decide.worth_waiting(ask, best[0], waits):
+                    return WAITS
+            if best[0].node.name not in ask.avoid:
+                return self._placement(head, best, able)
+        elif holders and not ask.avoid.issuperset(node.name for node in holders):
+            return None
+        return self._load(head, ask, able, holders)
+
+    def _place_another(self, head: Waiting) -> Placement | None:
+        """The slot is for the next one who does not prefer to wait for another."""
+        for job in self._queue.turns(head.model)[1:LOOKS_AT]:
+            placement = self._place(job)
+            if isinstance(placement, Placement):
+                return placement
+        return None
+
+    def _load(self, head: Waiting, ask: Ask, able: list[NodeView], holders: list[NodeView]) -> Placement | None:
+        """No node holds it, or only such that have failed this job."""
+        others = [node for node in able if node not in holders or ask.model not in node.resident | node.loading]
+        others = [node for node in others if objections.full(ask.model, node) is None]
+        waiting = self._look_at_backlog()
+        ranked = decide.rank(ask, self._price(ask, others))
+        ranked.sort(key=lambda p: (p.node.name in ask.avoid, p.score + waiting.levels.get(p.node.name, 0.0)))
+        failed_before = [node for node in holders if objections.full(ask.model, node) is None]
+        if (not ranked or ranked[0].node.name in ask.avoid) and failed_before:
+            return self._placement(head, decide.rank(ask, self._price(ask, failed_before)), able)
+        if not ranked:
+            return None
+        best = ranked[0]
+        need = Need(
+            oldest=(self._now_ms - head.created_ms) / 1000,
+            waited=self._queue.waited_ms(ask.model, self._now_ms) / 1000,
+        )
+        level = waiting.levels.get(best.node.name, 0.0)
+        queued = sum(sum(self._queue.waiting(model).values()) for model in best.node.resident)
+        return self._placement(head, ranked, able) if decide.pays(need, best, level=level, queued=queued) else None
+
+    def _price(self, ask: Ask, nodes: Iterable[NodeView]) -> list[tuple[NodeView, Terms]]:
+        return [
+            (node, terms) for node in nodes if (terms := self._pricing.terms(ask, node, self._harm, self._now)) is not None
+        ]
+
+    def _placement(self, job: Waiting, ranked: list[Priced], able: list[NodeView]) -> Placement:
+        best, terms = ranked[0], ranked[0].terms
+        ready_at = self._now + terms.load_s
+        ends_at = ready_at + terms.prefill_s + terms.decode_s
+        refused = list(self.unfit)
+        priced = {each.node.name for each in ranked}
+        for node in self.fit:
+            if len(refused) + len(priced) >= decide.MAX_CANDIDATES_KEPT:
+                break
+            if node.name not in priced:
+                refused.append((node.name, self._why_not(job, node)))
+        waited_ms = max(0, int(self._now_ms - job.created_ms))
+        decision = decide.explain(best, ranked[1:], refused, waited_ms=waited_ms)
+        hold = Hold(job.model, ready_at=ready_at, ends_at=ends_at, evict=terms.evict)
+        return Placement(job, best.node, hold, decision)
+
+    def _why_not(self, job: Waiting, node: NodeView) -> str:
+        why = self._objection(job.model, node, job.priority) or objections.full(job.model, node)
+        return why or "would have to load the model, others hold it"
+
+    # -- copies --------------------------------------------------------------------------------------------------------
+
+    def _next_copy(self) -> Loading | None:
+        """The pin that is not in memory, or the copy that saves most waiting for what it costs, if one does."""
+        scheduler = self._scheduler
+        if self._now < scheduler.copies_at:
+            return None
+        loading = self._pinned() or self._best_copy()
+        if loading is None:
+            scheduler.copies_at = self._now + COPIES_EVERY_S
+        else:
+            scheduler.moved()
+        return loading
+
+    def _pinned(self) -> Loading | None:
+        for model, policy in self._pricing.catalog.models.items():
+            for node in self.fit:
+                if node.name in policy.pins and model in node.disk and model not in node.loaded and not node.loading:
+                    terms = self._pricing.terms(Ask(model, Priority.NORMAL, 0, 0), node, self._harm, self._now)
+                    if terms is not None and not node.preload_failed(model, self._now):
+                        return Loading(node, model, Preload(self._now + terms.load_s, terms.evict))
+        return None
+
+    def _best_copy(self) -> Loading | None:
+        looked = self._scheduler.survey(self.fit, self._now)
+        delayed = len(self._queue) / max(1, self._slots)
+        best: tuple[float, Loading | None] = (0.0, None)
+        for model, load in looked.load.items():
+            holders = looked.holders.get(model)
+            if load <= 0 or not holders:
+                continue
+            ask = Ask(model, Priority.NORMAL, 0, 0)
+            for node in self.fit:
+                if node.loading or node.name in holders or self._objection(model, node, Priority.NORMAL):
+                    continue
+                if node.preload_failed(model, self._now):
+                    continue
+                load_s = self._pricing.speed(node, model).load_s
+                gain = PAYS_WITHIN_S * looked.gain(model, node.name, load_s) - SURE * load_s * (1 + delayed)
+                if gain <= best[0]:
+                    continue
+                terms = self._pricing.terms(ask, node, self._harm, self._now)
+                if terms is not None and gain - terms.harm_s > best[0]:
+                    best = gain - terms.harm_s, Loading(node, model, Preload(self._now + terms.load_s, terms.evict))
+        return best[1]
+
+    def _harm(self, model: str, node: str) -> float:
+        """Seconds that others lose when this model leaves that node."""
+        scheduler, pricing = self._scheduler, self._pricing
+        looked = scheduler.survey(self.fit, self._now)
+        view = scheduler.fleet.nodes[node]
+        load_s = pricing.speed(view, model).load_s
+        harm = PAYS_WITHIN_S * looked.loss(model, node, load_s)
+        stays_s = max(STAYS_S, STAYS_LOADS * load_s)
+        if self._now - view.loaded_at.get(model, 0.0) < stays_s and pricing.demand.per_second(model, self._now) > 0:
+            harm += NEVER_S
+        if len(looked.holders.get(model, ())) <= 1:  # the last copy would soon be loaded again, and push out another
+            harm += NEVER_S * pricing.demand.chance(model, self._now, PAYS_WITHIN_S)
+        return harm
+
+    def _look_at_backlog(self) -> Backlog:
+        if self._backlog is None:
+            waiting = self._queue.waiting_by_model()
+            holders: dict[str, list[NodeView]] = {}
+            for node in self.fit:
+                for model in node.resident | node.loading:
+                    if model in waiting:
+                        holders.setdefault(model, []).append(node)
+            work = {model: self._pricing.work(model) for model in waiting}
+            self._backlog = backlog(waiting, work, holders, self._slots)
+        return self._backlog

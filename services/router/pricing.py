@@ -1,0 +1,150 @@
+"""What it would cost to run a job on a node, in seconds (peers-and-routing.md §5.3). Pure: what was learned, and `now`, are values.
+
+Of a node without a known size of GPU memory nothing is evicted by us: its Ollama decides that alone.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from libs.common.contracts.nodes import canonical_model
+from libs.common.contracts.requests import Priority
+from services.router import vram
+from services.router.catalog import Catalog
+from services.router.demand import Demand
+from services.router.fleet import NodeView
+from services.router.prefixes import Prefixes
+from services.router.rates import Rates, Speed
+
+DECODE_COUNTS = {Priority.INTERACTIVE: 0.3, Priority.NORMAL: 0.3, Priority.BATCH: 1.0}  # the first token matters more
+ON_CPU = 10.0  # how many times slower a layer is that did not fit the GPU
+
+
+class Ask(NamedTuple):
+    """A job as far as its price goes. `model` is canonical; tokens are expected ones."""
+
+    model: str
+    priority: Priority
+    prompt_tokens: int
+    output_tokens: float
+    affinity: tuple[str, ...] = ()
+    num_ctx: int = 0
+    avoid: frozenset[str] = frozenset()  # nodes that have failed this job: any other comes first
+
+
+class Terms(NamedTuple):
+    """Seconds, as predicted, if the job were bound to this node now."""
+
+    wait_s: float  # until its slot is free
+    load_s: float  # until its model is in memory
+    prefill_s: float
+    decode_s: float
+    harm_s: float  # to others: reloading what has to leave
+    crowd_s: float  # others who will want this node's slots, as often as they have
+    cached_tokens: int
+    evict: tuple[str, ...]
+
+    @property
+    def ttft_s(self) -> float:
+        return self.wait_s + self.load_s + self.prefill_s
+
+    def score(self, priority: Priority) -> float:
+        return self.ttft_s + DECODE_COUNTS[priority] * self.decode_s + self.harm_s + self.crowd_s
+
+
+@dataclass(slots=True)
+class Pricing:
+    rates: Rates = field(default_factory=Rates)
+    prefixes: Prefixes = field(default_factory=Prefixes)
+    demand: Demand = field(default_factory=Demand)
+    catalog: Catalog = field(default_factory=Catalog)
+    exact_sizes: bool = False  # a model needs what it weighs, and runs only where it fits: the simulator's world
+    _work: dict[str, float] = field(default_factory=dict)  # seconds of a slot that a job of this model takes, a moving mean
+
+    def terms(self, ask: Ask, node: NodeView, harm_of: Callable[[str, str], float], now: float) -> Terms | None:
+        """None: the model does not fit this node. `harm_of`: seconds that others lose when a model leaves a node."""
+        size = node.sizes.get(ask.model, 0)
+        speed = self.speed(node, ask.model)
+        cached = 0
+        load, harm, crowd = 0.0, 0.0, 0.0
+        evict: tuple[str, ...] = ()
+        if ask.model in node.resident:
+            if ask.affinity:
+                cached = min(self.prefixes.tokens(node.name, ask.model, ask.affinity), max(0, ask.prompt_tokens - 1))
+        elif ask.model in node.loading:
+            load = max(0.0, node.ready_at(ask.model, now) - now)
+        else:
+            room = self._room(ask, node, size, harm_of)
+            if room is None:
+                return None
+            evict = room
+            last = max((node.busy_with(victim, now, self.work(victim)) for victim in evict), default=now)
+            load = speed.load_s + (last - now)
+            harm = sum(harm_of(victim, node.name) for victim in evict)
+            crowd = self._crowd(node, evict, now)
+        return Terms(
+            wait_s=0.0 if node.free_slots > 0 else node.frees_at(now, self.work(ask.model)) - now,
+            load_s=load,
+            prefill_s=max(0, ask.prompt_tokens - cached) * speed.prefill_s,
+            decode_s=ask.output_tokens * speed.decode_s,
+            harm_s=harm,
+            crowd_s=crowd,
+            cached_tokens=cached,
+            evict=evict,
+        )
+
+    def speed(self, node: NodeView, model: str) -> Speed:
+        size = node.sizes.get(model, 0)
+        speed = self.rates.speed(node.name, model, size, cpu=node.beat.vram == 0)
+        if not self.exact_sizes and node.beat.vram and model not in node.loaded:
+            spilled = max(0.0, 1 - node.beat.vram / max(1, self._need(model, size, None)))
+            if spilled:  # part of it will run on the CPU
+                slower = 1 + spilled * (ON_CPU - 1)
+                return Speed(speed.prefill_s * slower, speed.decode_s * slower, speed.load_s)
+        return speed
+
+    def work(self, model: str) -> float:
+        return self._work.get(model, 5.0)
+
+    def worked(self, model: str, seconds: float) -> None:
+        """A job of this model took a slot for so long, its load not counted."""
+        self._work[model] = seconds if model not in self._work else 0.9 * self._work[model] + 0.1 * seconds
+
+    def fits(self, model: str, node: NodeView) -> bool:
+        """Beside nothing else."""
+        if node.beat.vram is None or (node.beat.vram == 0 and not self.exact_sizes):
+            return True
+        return self._need(model, node.sizes.get(model, 0), None) <= node.beat.vram
+
+    def _need(self, model: str, size: int, num_ctx: int | None) -> int:
+        if self.exact_sizes:
+            return size
+        return vram.need(size, num_ctx or self.catalog.model(model).num_ctx)
+
+    def _room(
+        self, ask: Ask, node: NodeView, size: int, harm_of: Callable[[str, str], float]
+    ) -> tuple[str, ...] | None:
+        capacity = node.beat.vram
+        if not capacity:
+            return ()  # not known, or no GPU at all: then main memory is the limit, and Ollama's business
+        needed = self._need(ask.model, size, ask.num_ctx)
+        if self.exact_sizes and needed > capacity:
+            return None
+        held = {canonical_model(m.name): m.size_vram or m.size for m in node.beat.loaded}
+        for model in node.loading:
+            held.setdefault(model, self._need(model, node.sizes.get(model, 0), None))
+        for model in node.loaded - node.resident:
+            held.pop(model, None)  # on its way out
+        removable = [m for m in held if m in node.resident and not self.catalog.pinned(m, node.name)]
+        return vram.victims(
+            min(needed, capacity), capacity, held, removable, lambda m: harm_of(m, node.name)
+        )
+
+    def _crowd(self, node: NodeView, evict: Iterable[str], now: float) -> float:
+        """How long a job waits here, were arrivals as they have been: so that models spread before queues show it."""
+        busy = sum(
+            self.demand.per_second(model, now) * self.work(model)
+            for model in (node.resident | node.loading).difference(evict)
+        ) / max(1, node.beat.slots)
+        busy = min(busy, 0.9)
+        return busy / (1 - busy) * 1.0

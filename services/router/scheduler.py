@@ -1,0 +1,104 @@
+"""Which job next, and on which node: the queue, the fleet and what was learned, put together. Pure: the shell tells it what
+happened and when, and carries out what it wants; the simulator does the same in virtual time."""
+
+from collections.abc import Iterator
+
+from libs.common.contracts.jobs import Completion
+from libs.common.contracts.nodes import canonical_model
+from libs.common.contracts.subjects import JobKey
+from services.router.fleet import Fleet, NodeView
+from services.router.look import Loading, Look, Placement
+from services.router.pricing import Ask, Pricing
+from services.router.queue import PendingQueue, Waiting
+from services.router.replicas import Survey, survey
+
+SURVEY_EVERY_S = 1.0
+BACKLOG_WITHIN_S = 120.0  # what waits for a model beyond its due counts as demand, to be worked off within so long
+
+
+class Scheduler:
+    def __init__(self, fleet: Fleet, pricing: Pricing | None = None) -> None:
+        self.fleet = fleet
+        self.queue = PendingQueue()
+        self.pricing = pricing or Pricing()
+        self.asks: dict[JobKey, Ask] = {}
+        self.copies_at = 0.0  # when to look again whether a copy of a model is worth its load
+        self._survey: Survey | None = None
+        self._surveyed_at = 0.0
+
+    def clear(self) -> None:
+        """The jobs; what was learned stays."""
+        self.queue.clear()
+        self.asks.clear()
+
+    def add(self, job: Waiting, ask: Ask) -> None:
+        self.queue.add(job)
+        self.asks[job.key] = ask
+
+    def discard(self, key: JobKey) -> None:
+        self.queue.discard(key)
+        self.asks.pop(key, None)
+
+    def wanted(self, now: float, now_ms: float, connected_at: float) -> Iterator[Placement | Loading]:
+        """What is to be done now, one after the other. A placement must be committed, or its job discarded, and a load noted with
+        its node (`NodeView.preload`), before the next is asked for."""
+        look = Look(self, now, now_ms, connected_at)
+        while (wish := look.next()) is not None:
+            yield wish
+
+    def commit(self, placement: Placement, now: float) -> None:
+        """The placement is being carried out: its node has reserved the slot, the job leaves the queue."""
+        if placement.decision.cold:
+            self._survey = None
+        node, key = placement.node, placement.job.key
+        ask = self.asks.pop(key, None)
+        self.queue.serve(key, now)
+        node.last_bound_at = now
+        if ask is not None:
+            self.pricing.prefixes.remember(node.name, ask.model, ask.affinity)
+
+    def learn(self, client: str, done: Completion) -> None:
+        """From a job that ended: speeds, the length of answers, the work of a job."""
+        usage, timings, node = done.usage, done.timings, self.fleet.nodes.get(done.node or "")
+        if usage is None or timings is None or node is None:
+            return
+        model = canonical_model(done.job.model)
+        prefill_s, decode_s = timings.prefill or 0.0, timings.decode or 0.0
+        cached = done.decision.cached_tokens if done.decision else 0
+        cold = bool(done.decision and done.decision.cold)
+        rates = self.pricing.rates
+        rates.learn(
+            node.name, model, node.sizes.get(model, 0),
+            new_tokens=usage.prompt_tokens - cached, prefill_s=prefill_s,
+            output_tokens=usage.completion_tokens, decode_s=decode_s,
+            load_s=(timings.load or 0.0) if cold else 0.0,
+        )  # fmt: skip
+        rates.learn_answer(client, model, usage.completion_tokens)
+        if prefill_s + decode_s > 0:
+            self.pricing.worked(model, (prefill_s + decode_s) * rates.pace(node.name))
+
+    def moved(self) -> None:
+        """Something was loaded, or ordered to be: the survey is out of date."""
+        self._survey = None
+
+    def survey(self, nodes: list[NodeView], now: float) -> Survey:
+        if self._survey is None or now - self._surveyed_at >= SURVEY_EVERY_S:
+            self._survey, self._surveyed_at = self._look_around(nodes, now), now
+        return self._survey
+
+    def _look_around(self, nodes: list[NodeView], now: float) -> Survey:
+        pricing, waiting = self.pricing, self.queue.waiting_by_model()
+        holders: dict[str, set[str]] = {}
+        for node in nodes:
+            for model in node.resident | node.loading:
+                holders.setdefault(model, set()).add(node.name)
+        work = {model: pricing.work(model) for model in (*waiting, *holders, *pricing.demand.models())}
+        load = {model: seconds * pricing.demand.per_second(model, now) for model, seconds in work.items()}
+        queued = {model: seconds * sum(waiting.get(model, {}).values()) for model, seconds in work.items()}
+        due = sum(queued.values()) / (sum(load.values()) or 1.0)  # were every model waited for as it is asked for
+        load = {
+            model: seconds + max(0.0, queued[model] - due * seconds) / BACKLOG_WITHIN_S
+            for model, seconds in load.items()
+        }
+        slots = {node.name: max(1, node.beat.slots) * pricing.rates.pace(node.name) for node in nodes}
+        return survey(load, work, slots, {model: frozenset(names) for model, names in holders.items()})
