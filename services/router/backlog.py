@@ -33,7 +33,10 @@ def shares(waiting: Mapping[str, float], capacity: float) -> dict[str, float]:
 
 
 def backlog(
-    waiting: Mapping[str, Mapping[str, int]], work: Mapping[str, float], holders: Mapping[str, Iterable[NodeView]], slots: int
+    waiting: Mapping[str, Mapping[str, int]],
+    work: Mapping[str, float],
+    holders: Mapping[str, Iterable[NodeView]],
+    slots: int,
 ) -> Backlog:
     """`waiting`: jobs by model and client; `work`: seconds of a slot that one takes; `holders`: nodes by model."""
     of_client: dict[str, float] = {}

@@ -20,7 +20,7 @@ class Catalog:
         if not value:
             name = self._records.pop(key, None)
             if name is not None:
-                (self.models if kind == "model" else self.nodes).pop(name, None)  # type: ignore[attr-defined]
+                (self.models if kind == "model" else self.nodes).pop(name, None)
         elif kind == "model":
             model = decode_model_policy(value)
             name = canonical_model(model.name)

@@ -41,7 +41,7 @@ def rank(ask: Ask, priced: Iterable[tuple[NodeView, Terms]]) -> list[Priced]:
 
 
 def pays(need: Need, load: Priced, *, level: float, queued: int) -> bool:
-    """Is it time to load a model that nobody holds? `level`: seconds of work that wait for this node's own models, of `queued` jobs.
+    """Is it time to load a model that nobody holds? `level`: seconds of work that wait for this node's own models, `queued` jobs.
 
     At once where nobody waits for the slot; else when its jobs together have waited as long as the others will have to, or the
     oldest longer than its turn was due: so nothing starves, and several jobs share one load.
@@ -57,7 +57,9 @@ def worth_waiting(ask: Ask, best: Priced, busy: Iterable[tuple[NodeView, Terms]]
     return bool(waits) and waits[0].node.name not in ask.avoid and waits[0].score < BUSY_WINS * best.score
 
 
-def explain(chosen: Priced, others: Sequence[Priced], refused: Iterable[tuple[str, str]], *, waited_ms: int) -> Decision:
+def explain(
+    chosen: Priced, others: Sequence[Priced], refused: Iterable[tuple[str, str]], *, waited_ms: int
+) -> Decision:
     candidates = [_candidate(priced) for priced in (chosen, *others)]
     candidates += [Candidate(node=name, verdict=why) for name, why in sorted(refused)]
     terms = chosen.terms

@@ -50,7 +50,7 @@ WAITS = Waits()
 class Look:
     def __init__(self, scheduler: "Scheduler", now: float, now_ms: float, connected_at: float) -> None:
         self._scheduler, self._queue, self._pricing = scheduler, scheduler.queue, scheduler.pricing
-        self._now, self._now_ms = now, now_ms
+        self.now, self._now_ms = now, now_ms
         self.unfit: list[tuple[str, str]] = []
         self.fit: list[NodeView] = []
         for node in scheduler.fleet.nodes.values():
@@ -63,6 +63,7 @@ class Look:
         self._slots = sum(node.beat.slots for node in self.fit)
         self._able: dict[tuple[str, Priority], list[NodeView]] = {}
         self._backlog: Backlog | None = None
+        self._best_of: dict[str, list[Priced]] = {}
 
     def next(self) -> Placement | Loading | None:
         loading = self._next_copy()
@@ -72,7 +73,7 @@ class Look:
             return None
         for head in self._queue.heads():
             if head.model not in self._held:
-                placement = self._place(head)
+                placement = self._place(head, self._scheduler.asks[head.key])
                 if isinstance(placement, Waits):
                     placement = self._place_another(head)
                 if placement is not None:
@@ -81,29 +82,55 @@ class Look:
                 self._held.add(head.model)
         return None
 
+    # -- what would be -------------------------------------------------------------------------------------------------
+
+    def waiting(self, model: str) -> int:
+        """Jobs that wait for it."""
+        return sum(self._queue.waiting(model).values())
+
+    def place(self, job: Waiting, ask: Ask) -> Placement | Waits | None:
+        """Where that job would go now."""
+        return self._place(job, ask)
+
+    def ranked(self, ask: Ask) -> list[Priced]:
+        """All nodes that could run it, with or without a free slot."""
+        return decide.rank(ask, self._price(ask, self.able(ask)))
+
+    def starts_in(self, ask: Ask, ahead: float) -> float | None:
+        """Seconds until the first token of a job that has this share of its model's queue before it; None: no node can run it."""
+        able = self.able(ask)
+        holders = [node for node in able if ask.model in node.resident or ask.model in node.loading]
+        ranked = self._best_of.get(ask.model)
+        if ranked is None:
+            ranked = self._best_of[ask.model] = decide.rank(ask, self._price(ask, holders or able))
+        if not ranked:
+            return None
+        drains = self._look_at_backlog().drains_in(ask.model, (node.name for node in holders))
+        terms = ranked[0].terms
+        return terms.wait_s + terms.load_s + terms.prefill_s + drains * ahead
+
     # -- a job ---------------------------------------------------------------------------------------------------------
 
     def able(self, ask: Ask) -> list[NodeView]:
         """Nodes that could run it, had they a slot."""
         known = self._able.get((ask.model, ask.priority))
         if known is None:
-            known = [node for node in self.fit if self._objection(ask.model, node, ask.priority) is None]
+            known = [node for node in self.fit if self.objection(ask.model, node, ask.priority) is None]
             self._able[ask.model, ask.priority] = known
         return known
 
-    def _objection(self, model: str, node: NodeView, priority: Priority) -> str | None:
+    def objection(self, model: str, node: NodeView, priority: Priority) -> str | None:
         size = node.sizes.get(model, 0)
         return objections.unable(model, node, self._pricing.catalog, priority=priority, size=size)
 
-    def _place(self, head: Waiting) -> Placement | Waits | None:
-        ask = self._scheduler.asks[head.key]
+    def _place(self, head: Waiting, ask: Ask) -> Placement | Waits | None:
         able = self.able(ask)
         holders = [node for node in able if ask.model in node.resident or ask.model in node.loading]
         free = [node for node in holders if objections.full(ask.model, node) is None]
         if free:
             best = decide.rank(ask, self._price(ask, free))
             # A slot that nobody takes is lost: only who is alone, or finds more of its prompt elsewhere, waits for a better one.
-            alone = sum(self._queue.waiting(ask.model).values()) <= 1
+            alone = self.waiting(ask.model) <= 1
             busy = [node for node in holders if node.free_slots <= 0 and ask.model in node.resident]
             if busy and (alone or ask.affinity):
                 cached = best[0].terms.cached_tokens
@@ -119,7 +146,7 @@ class Look:
     def _place_another(self, head: Waiting) -> Placement | None:
         """The slot is for the next one who does not prefer to wait for another."""
         for job in self._queue.turns(head.model)[1:LOOKS_AT]:
-            placement = self._place(job)
+            placement = self._place(job, self._scheduler.asks[job.key])
             if isinstance(placement, Placement):
                 return placement
         return None
@@ -142,17 +169,19 @@ class Look:
             waited=self._queue.waited_ms(ask.model, self._now_ms) / 1000,
         )
         level = waiting.levels.get(best.node.name, 0.0)
-        queued = sum(sum(self._queue.waiting(model).values()) for model in best.node.resident)
+        queued = sum(self.waiting(model) for model in best.node.resident)
         return self._placement(head, ranked, able) if decide.pays(need, best, level=level, queued=queued) else None
 
     def _price(self, ask: Ask, nodes: Iterable[NodeView]) -> list[tuple[NodeView, Terms]]:
         return [
-            (node, terms) for node in nodes if (terms := self._pricing.terms(ask, node, self._harm, self._now)) is not None
+            (node, terms)
+            for node in nodes
+            if (terms := self._pricing.terms(ask, node, self._harm, self.now)) is not None
         ]
 
     def _placement(self, job: Waiting, ranked: list[Priced], able: list[NodeView]) -> Placement:
         best, terms = ranked[0], ranked[0].terms
-        ready_at = self._now + terms.load_s
+        ready_at = self.now + terms.load_s
         ends_at = ready_at + terms.prefill_s + terms.decode_s
         refused = list(self.unfit)
         priced = {each.node.name for each in ranked}
@@ -167,7 +196,7 @@ class Look:
         return Placement(job, best.node, hold, decision)
 
     def _why_not(self, job: Waiting, node: NodeView) -> str:
-        why = self._objection(job.model, node, job.priority) or objections.full(job.model, node)
+        why = self.objection(job.model, node, job.priority) or objections.full(job.model, node)
         return why or "would have to load the model, others hold it"
 
     # -- copies --------------------------------------------------------------------------------------------------------
@@ -175,11 +204,11 @@ class Look:
     def _next_copy(self) -> Loading | None:
         """The pin that is not in memory, or the copy that saves most waiting for what it costs, if one does."""
         scheduler = self._scheduler
-        if self._now < scheduler.copies_at:
+        if self.now < scheduler.copies_at:
             return None
         loading = self._pinned() or self._best_copy()
         if loading is None:
-            scheduler.copies_at = self._now + COPIES_EVERY_S
+            scheduler.copies_at = self.now + COPIES_EVERY_S
         else:
             scheduler.moved()
         return loading
@@ -188,13 +217,13 @@ class Look:
         for model, policy in self._pricing.catalog.models.items():
             for node in self.fit:
                 if node.name in policy.pins and model in node.disk and model not in node.loaded and not node.loading:
-                    terms = self._pricing.terms(Ask(model, Priority.NORMAL, 0, 0), node, self._harm, self._now)
-                    if terms is not None and not node.preload_failed(model, self._now):
-                        return Loading(node, model, Preload(self._now + terms.load_s, terms.evict))
+                    terms = self._pricing.terms(Ask(model, Priority.NORMAL, 0, 0), node, self._harm, self.now)
+                    if terms is not None and not node.preload_failed(model, self.now):
+                        return Loading(node, model, Preload(self.now + terms.load_s, terms.evict))
         return None
 
     def _best_copy(self) -> Loading | None:
-        looked = self._scheduler.survey(self.fit, self._now)
+        looked = self._scheduler.survey(self.fit, self.now)
         delayed = len(self._queue) / max(1, self._slots)
         best: tuple[float, Loading | None] = (0.0, None)
         for model, load in looked.load.items():
@@ -203,31 +232,31 @@ class Look:
                 continue
             ask = Ask(model, Priority.NORMAL, 0, 0)
             for node in self.fit:
-                if node.loading or node.name in holders or self._objection(model, node, Priority.NORMAL):
+                if node.loading or node.name in holders or self.objection(model, node, Priority.NORMAL):
                     continue
-                if node.preload_failed(model, self._now):
-                    continue
+                if node.preload_failed(model, self.now) or (not node.beat.vram and node.resident):
+                    continue  # of a node whose memory is not known, it is not known either what would have to leave
                 load_s = self._pricing.speed(node, model).load_s
                 gain = PAYS_WITHIN_S * looked.gain(model, node.name, load_s) - SURE * load_s * (1 + delayed)
                 if gain <= best[0]:
                     continue
-                terms = self._pricing.terms(ask, node, self._harm, self._now)
+                terms = self._pricing.terms(ask, node, self._harm, self.now)
                 if terms is not None and gain - terms.harm_s > best[0]:
-                    best = gain - terms.harm_s, Loading(node, model, Preload(self._now + terms.load_s, terms.evict))
+                    best = gain - terms.harm_s, Loading(node, model, Preload(self.now + terms.load_s, terms.evict))
         return best[1]
 
     def _harm(self, model: str, node: str) -> float:
         """Seconds that others lose when this model leaves that node."""
         scheduler, pricing = self._scheduler, self._pricing
-        looked = scheduler.survey(self.fit, self._now)
+        looked = scheduler.survey(self.fit, self.now)
         view = scheduler.fleet.nodes[node]
         load_s = pricing.speed(view, model).load_s
         harm = PAYS_WITHIN_S * looked.loss(model, node, load_s)
         stays_s = max(STAYS_S, STAYS_LOADS * load_s)
-        if self._now - view.loaded_at.get(model, 0.0) < stays_s and pricing.demand.per_second(model, self._now) > 0:
+        if self.now - view.loaded_at.get(model, 0.0) < stays_s and pricing.demand.per_second(model, self.now) > 0:
             harm += NEVER_S
         if len(looked.holders.get(model, ())) <= 1:  # the last copy would soon be loaded again, and push out another
-            harm += NEVER_S * pricing.demand.chance(model, self._now, PAYS_WITHIN_S)
+            harm += NEVER_S * pricing.demand.chance(model, self.now, PAYS_WITHIN_S)
         return harm
 
     def _look_at_backlog(self) -> Backlog:

@@ -15,36 +15,47 @@ from typing import Any
 
 import structlog
 
+from libs.common.bus.buckets import value_of
 from libs.common.bus.connection import Bus, Message, Stored
 from libs.common.bus.failures import BusError, Full
 from libs.common.contracts import subjects
 from libs.common.contracts.codec import Malformed, encode
 from libs.common.contracts.control import (
     EraseAnswer,
+    ModelOp,
+    ModelOrder,
+    ModelWork,
     PlaceAnswer,
+    QuoteAnswer,
     RunAnswer,
     RunStatus,
     decode_erase,
     decode_free,
     decode_place_query,
+    decode_quote,
 )
 from libs.common.contracts.faults import Code, Fault
 from libs.common.contracts.headers import FACTS
 from libs.common.contracts.jobs import Binding, Completion, Submission, decode_cancel_mark
 from libs.common.contracts.nodes import canonical_model, decode_heartbeat
+from libs.common.contracts.streams import MODELS
 from libs.common.contracts.subjects import JobKey
 from libs.common.folder import Entry, facts_of
+from libs.common.ids import new_op_id
 from libs.common.journal import Journal, Lost
 from libs.common.states import JobState
-from services.router import metrics
+from services.router import metrics, outlook
+from services.router.asking import ask_of, place_of, real_cost, waiting_of
 from services.router.clock import ServerClock
-from services.router.decide import Bind, Hold, decide
 from services.router.deeds import Deeds
-from services.router.fleet import Fleet, Liveness, NodeView, RunKey
+from services.router.fleet import Fleet, Hold, Liveness, NodeView, RunKey
 from services.router.gatherer import Gatherer
 from services.router.index import Index, Job, Leftover
+from services.router.look import Loading, Look, Placement
 from services.router.orders import Orders
 from services.router.queue import PendingQueue
+from services.router.residency import Stay, stay
+from services.router.scheduler import Scheduler
 from services.router.settle import End, Enqueue, Gather, Wait, counts, settle
 from services.router.transitions import Transitions
 
@@ -60,6 +71,10 @@ TIDY_AT_ONCE = 64
 TIDY_RETRY_S = 5.0
 SWEEP_AT_ONCE = 1000  # jobs of the whole index looked at per tick: 20,000 in five seconds, a millisecond each time
 RETRY_MS = 1000  # after a deed that NATS did not let through
+FRESH_MS = 60_000  # a submission older than this was read at a rebuild, and says nothing of what is asked for now
+LOAD_LOOK_S = 0.5
+PLACES_S = 0.25
+FEW = 1000  # places of so many are reckoned at once when somebody new asks
 
 
 @dataclass(slots=True)
@@ -75,8 +90,8 @@ class Care:
 class Router:
     def __init__(self, bus: Bus, clock: ServerClock, is_active: Callable[[], bool]) -> None:
         self.index = Index()
-        self.queue = PendingQueue()
         self.fleet = Fleet()
+        self.scheduler = Scheduler(self.fleet)
         self._bus = bus
         self._is_active = is_active
         self._journal = Journal(bus)
@@ -96,8 +111,12 @@ class Router:
         self._to_sweep: deque[JobKey] = deque()
         self._tidying = 0
         self._paused_until = 0.0
-        self._capacity_news = True
-        self._held: dict[str, str] = {}
+        self._places: dict[JobKey, outlook.Place] = {}
+        self._places_until = 0.0
+
+    @property
+    def queue(self) -> PendingQueue:
+        return self.scheduler.queue
 
     @property
     def _hearing_since(self) -> float:
@@ -109,7 +128,7 @@ class Router:
 
     def reset(self) -> None:
         self.index.clear()
-        self.queue.clear()
+        self.scheduler.clear()
         for table in (self._delayed, self._bound, self._due, self._waiting, self._care, self._to_sweep):
             table.clear()
         for view in self.fleet.nodes.values():
@@ -130,6 +149,14 @@ class Router:
             return
         self._fold(key, record, facts, stored.sequence, stored.at_ms)
 
+    def on_catalog_record(self, stored: Stored) -> None:
+        try:
+            self.scheduler.pricing.catalog.fold(stored.subject.removeprefix(f"$KV.{MODELS}."), value_of(stored) or b"")
+        except Malformed as error:
+            log.error("catalog.unreadable", subject=stored.subject, error=str(error))
+            return
+        self._wake.set()
+
     def on_node_record(self, stored: Stored) -> None:
         if stored.data:
             self._on_heartbeat(stored.data, live=False)
@@ -149,14 +176,28 @@ class Router:
             view.release(run, free.changes)
         if free.given_back and (job := self._bound_as(run, free.boot)) is not None:
             self._deeds.do(job.key, self._requeue(job, free.epoch, free.fault, "given_back"))
-        self._capacity_changed()
+        self._wake.set()
 
     async def place(self, message: Message) -> bytes:
         query = decode_place_query(message.data)
         key = JobKey(query.client, query.job)
-        job = self.index.jobs.get(key)
-        reason = self._held.get(canonical_model(job.submission.model), "") if job and not job.bound else ""
-        return encode(PlaceAnswer(position=self.queue.position(key), reason=reason))
+        if (ask := self.scheduler.asks.get(key)) is None:
+            return encode(PlaceAnswer())
+        place = self._place_of(key)
+        reason = outlook.why_not(self._look(), ask)
+        return encode(PlaceAnswer(position=place.position, start_s=place.start_s, reason=reason))
+
+    async def quote(self, message: Message) -> bytes:
+        query = decode_quote(message.data)
+        ask = ask_of(query.client, query.submission, self.scheduler.pricing.rates)
+        now_ms = self._clock.now_ms()
+        waiting = waiting_of(
+            JobKey(query.client, ""), query.submission, ask, submitted=0, created_ms=now_ms, deadline_ms=now_ms
+        )
+        found = outlook.prospect(self._look(), waiting, ask)
+        return encode(
+            QuoteAnswer(decision=found.decision, reason=found.reason, start_s=found.start_s, finish_s=found.finish_s)
+        )
 
     async def erase(self, message: Message) -> bytes:
         wish = decode_erase(message.data)
@@ -175,15 +216,20 @@ class Router:
         if self.fleet.nodes[beat.node] is not before:
             for job in self._bound.values():
                 self._hold_slot(job)
-        self._capacity_changed()
+        view = self.fleet.nodes[beat.node]
+        self.scheduler.pricing.prefixes.keep_only(view.name, view.loaded)
+        self._wake.set()
 
     def _fold(self, key: JobKey, record: str, facts: Any, sequence: int, at_ms: int) -> None:
-        if isinstance(facts, Completion) and facts.state is JobState.SUCCEEDED and facts.node in self.fleet.nodes:
-            self.fleet.nodes[facts.node].succeeded()
         before = self._bound.get(key)
         held = before.binding if before else None
+        known = key in self.index.jobs
         job = self.index.fold(key, record, facts, sequence, at_ms)
+        if isinstance(facts, Completion) and known and key not in self.index.jobs:
+            self._learn(key, facts)
         if job is not None:
+            if record == "new" and self._clock.now_ms() - at_ms < FRESH_MS:
+                self.scheduler.pricing.demand.asked(canonical_model(job.submission.model), time.monotonic())
             self._place(job)
             if record == "active":
                 self._hold_slot(job)
@@ -191,8 +237,18 @@ class Router:
             self._drop(key)
         if held is not None and held.node in self.fleet.nodes and self._bound_as((key, held.epoch), held.boot) is None:
             self.fleet.nodes[held.node].doubt((key, held.epoch))
-            self._capacity_news = True
         self._wake.set()
+
+    def _learn(self, key: JobKey, done: Completion) -> None:
+        """From a job that has just ended."""
+        self.queue.ended(key, time.monotonic(), weight=done.job.weight, tokens=real_cost(done))
+        if done.state is not JobState.SUCCEEDED or done.node not in self.fleet.nodes:
+            return
+        self.fleet.nodes[done.node].succeeded()
+        self.scheduler.learn(key.client, done)
+        timings, decision = done.timings, done.decision
+        if timings and decision and decision.ttft_s and timings.first_token is not None and timings.wait is not None:
+            metrics.prediction_ratio.observe((timings.first_token - timings.wait) / decision.ttft_s)
 
     def _adopt(self, key: JobKey, newest: Entry | None) -> None:
         """Somebody else's record stands in the folder: it is the truth."""
@@ -217,27 +273,30 @@ class Router:
         self._due.pop(key, None)
         self._waiting.discard(key)
         if job.bound:
-            self.queue.discard(key)
+            self.scheduler.discard(key)
             self._bound[key] = job
+            self.queue.serve(key, time.monotonic(), place_of(job, self.scheduler.pricing.rates)[0])
             return
+        self.queue.ended(key, time.monotonic(), weight=job.submission.weight)
         match settle(job, self._clock.now_ms()):
             case Enqueue():
-                self.queue.add(key, canonical_model(job.submission.model), job.submission.priority, job.submitted)
+                self.scheduler.add(*place_of(job, self.scheduler.pricing.rates))
             case Wait(until_ms):
                 self._wait(key, until_ms)
             case Gather() | End():
-                self.queue.discard(key)
+                self.scheduler.discard(key)
                 self._due[key] = job  # `_tick` does it
 
     def _wait(self, key: JobKey, until_ms: int) -> None:
-        self.queue.discard(key)
+        self.scheduler.discard(key)
         self._due.pop(key, None)
         self._waiting.add(key)
         heapq.heappush(self._delayed, (until_ms, key))
 
     def _drop(self, key: JobKey) -> None:
         """The job has ended."""
-        self.queue.discard(key)
+        self.scheduler.discard(key)
+        self.queue.ended(key, time.monotonic())
         self._waiting.discard(key)
         self._bound.pop(key, None)
         self._due.pop(key, None)
@@ -249,11 +308,12 @@ class Router:
         if binding is None or binding.node is None or (view := self.fleet.nodes.get(binding.node)) is None:
             return
         if view.beat.boot == binding.boot:
-            view.reserve((job.key, binding.epoch), canonical_model(job.submission.model))
-
-    def _capacity_changed(self) -> None:
-        self._capacity_news = True
-        self._wake.set()
+            hold = Hold(canonical_model(job.submission.model))
+            if binding.decision and binding.decision.ttft_s is not None:  # times as whoever bound it predicted them
+                began = time.monotonic() - max(0, self._clock.now_ms() - job.bound_ms) / 1000
+                hold.ready_at = began + binding.decision.load_s
+                hold.ends_at = began + binding.decision.ttft_s + self.scheduler.pricing.work(hold.model)
+            view.reserve((job.key, binding.epoch), hold)
 
     # -- what goes out -------------------------------------------------------------------------------------------------
 
@@ -293,56 +353,47 @@ class Router:
             log.warning("node.gone", node=view.name, boot=view.beat.boot)
             self._wake.set()
 
-    def _schedule(self, now: float) -> None:
-        """Give slots to those who wait. Without news of the nodes only models that were not held before are looked at."""
-        held: dict[str, str] = {} if self._capacity_news else dict(self._held)
-        self._capacity_news = False
-        progress = True
-        while progress:
-            progress = False
-            for key, model in self.queue.heads():
-                if model in held:
-                    continue
-                job = self.index.jobs.get(key)
-                if (
-                    job is None
-                    or job.bound
-                    or key in self._deeds.busy
-                    or not isinstance(settle(job, self._clock.now_ms()), Enqueue)
-                ):
-                    self.queue.discard(key)
-                    if job is not None and key not in self._deeds.busy:
-                        self._place(job)
-                    progress = True
-                    break
-                with metrics.decide_seconds.time():
-                    verdict = decide(
-                        model,
-                        self.fleet.nodes.values(),
-                        now=now,
-                        connected_at=self._hearing_since,
-                        waited_ms=max(0, self._clock.now_ms() - job.created_ms),
-                        avoid=frozenset(attempt.node for attempt in job.binding.attempts)
-                        if job.binding
-                        else frozenset(),
-                    )
-                if isinstance(verdict, Hold):
-                    held[model] = verdict.reason
-                    continue
-                self.queue.discard(key)
-                self._reserve(job, verdict, model, now)
-                self._deeds.do(key, self._bind(job, verdict))
-                progress = True
-                break
-        self._held = held
+    def _look(self) -> Look:
+        return Look(self.scheduler, time.monotonic(), self._clock.now_ms(), self._hearing_since)
 
-    def _reserve(self, job: Job, verdict: Bind, model: str, now: float) -> None:
-        view = self.fleet.nodes[verdict.node]
-        view.reserve((job.key, job.sequence), model)
-        view.last_bound_at = now
+    def _place_of(self, key: JobKey) -> outlook.Place:
+        """Reckoned for all at once, and not again for twenty times as long as that took: many ask."""
+        now = time.monotonic()
+        if now >= self._places_until or (key not in self._places and len(self.queue) < FEW):
+            self._places = outlook.places(self.queue, self._look(), self.scheduler.asks)
+            self._places_until = time.monotonic() + max(PLACES_S, 20 * (time.monotonic() - now))
+        return self._places.get(key) or outlook.Place(len(self.queue), None)
+
+    def _schedule(self, now: float) -> None:
+        """Give slots to those who wait, and load what they will ask for."""
+        wanted = self.scheduler.wanted(now, self._clock.now_ms(), self._hearing_since)
+        while True:
+            with metrics.decide_seconds.time():
+                wish = next(wanted, None)
+            if wish is None:
+                return
+            if isinstance(wish, Loading):
+                wish.node.preload(wish.model, wish.order)
+                self._deeds.spawn(self._load_ahead(wish))
+                continue
+            key = wish.job.key
+            job = self.index.jobs.get(key)
+            if (
+                job is None
+                or job.bound
+                or key in self._deeds.busy
+                or not isinstance(settle(job, self._clock.now_ms()), Enqueue)
+            ):
+                self.scheduler.discard(key)
+                if job is not None and key not in self._deeds.busy:
+                    self._place(job)
+                continue
+            wish.node.reserve((key, job.sequence), wish.hold)
+            self.scheduler.commit(wish, now)
+            self._deeds.do(key, self._bind(job, wish))
 
     def _tick(self, now: float) -> None:
-        self._capacity_news = True
+        self.queue.rise(self._clock.now_ms())
         self.fleet.bury(now, self._hearing_since)
         while self._delayed and self._delayed[0][0] <= self._clock.now_ms():
             _, key = heapq.heappop(self._delayed)
@@ -482,24 +533,63 @@ class Router:
 
     # -- deeds, each a task --------------------------------------------------------------------------------------------
 
-    async def _bind(self, job: Job, verdict: Bind) -> None:
+    async def _bind(self, job: Job, placement: Placement) -> None:
         run = (job.key, job.sequence)
-        view = self.fleet.nodes[verdict.node]
         try:
-            binding, sequence = await self._transitions.bind(job, verdict)
+            binding, sequence = await self._transitions.bind(job, placement.node.beat.boot, placement.decision)
         except BaseException:
-            view.withdraw(run)
-            self._capacity_news = True
+            placement.node.withdraw(run)
             raise
-        metrics.binds.labels("yes" if verdict.decision.cold else "no").inc()
+        metrics.binds.labels("yes" if placement.decision.cold else "no").inc()
         self._fold(job.key, "active", binding, sequence, self._clock.now_ms())
         await self._order(job, binding)
 
     async def _order(self, job: Job, binding: Binding) -> None:
         self._care_of(job).asked_at = time.monotonic()
-        answer = await self._orders.run(job, binding, self._clock.now_ms())
+        stays, evict = self._residency(job, binding)
+        answer = await self._orders.run(job, binding, self._clock.now_ms(), stays, evict)
         if answer is not None:
             await self._hear_answer(job, binding, answer)
+
+    def _residency(self, job: Job, binding: Binding) -> tuple[Stay | None, tuple[str, ...]]:
+        """How its model is to be held there, and what leaves for it."""
+        view = self.fleet.nodes.get(binding.node or "")
+        if view is None:
+            return None, ()
+        hold = view.holds.get((job.key, binding.epoch))
+        stays = self._stay(canonical_model(job.submission.model), view, job.submission.num_ctx)
+        return stays, hold.evict if hold else ()
+
+    def _stay(self, model: str, view: NodeView, needed_ctx: int = 0) -> Stay:
+        pricing = self.scheduler.pricing
+        per_second = pricing.demand.per_second(model, time.monotonic())
+        return stay(model, view, pricing.catalog.model(model), per_second=per_second, needed_ctx=needed_ctx)
+
+    async def _load_ahead(self, wish: Loading) -> None:
+        """Raises BusError, and then the load may go on; the next heartbeat tells."""
+        view, model = wish.node, wish.model
+        spelled = next((m.name for m in view.beat.models if canonical_model(m.name) == model), model)
+        stays = self._stay(model, view)
+        order = ModelOrder(
+            op=ModelOp.LOAD, model=spelled, keep_alive=stays.keep_alive, num_ctx=stays.num_ctx,
+            evict=wish.order.evict, op_id=new_op_id(),
+        )  # fmt: skip
+        log.info("model.loads", model=model, node=view.name, evict=wish.order.evict)
+        failed: float | None = time.monotonic()
+        try:
+            while True:
+                answer = await self._orders.load(view.name, view.beat.boot, order)
+                if answer.state is not ModelWork.RUNNING:
+                    break
+                await asyncio.sleep(LOAD_LOOK_S)
+            failed = None if answer.state is ModelWork.DONE else time.monotonic()
+            if failed:
+                log.warning("model.not_loaded", model=model, node=view.name, status=answer.status)
+        finally:
+            metrics.loads.labels("failed" if failed else "done").inc()
+            view.preload_ended(model, failed)
+            self.scheduler.moved()
+            self._wake.set()
 
     async def _hear_answer(self, job: Job, binding: Binding, answer: RunAnswer) -> None:
         run = (job.key, binding.epoch)
@@ -510,7 +600,6 @@ class Router:
                 view.confirm(run, canonical_model(job.submission.model), answer.changes)
             else:
                 view.release(run, answer.changes)
-                self._capacity_news = True
         if answer.status is RunStatus.RUNNING or self._bound_as(run, binding.boot) is not job:
             return
         match answer.status:

@@ -11,7 +11,7 @@ from libs.common.bus.connection import Bus, Subscription
 from libs.common.bus.failures import BusError
 from libs.common.bus.follower import Follower
 from libs.common.contracts import subjects
-from libs.common.contracts.streams import NODES, key_subject
+from libs.common.contracts.streams import MODELS, NODES, key_subject
 from libs.common.ids import new_boot_id
 from libs.common.runtime import Running, Service
 from services.router.clock import ServerClock
@@ -35,6 +35,7 @@ async def start(settings: RouterSettings, bus: Bus) -> AsyncIterator[Running]:
         if active and not serving:
             serving.append(await bus.subscribe(subjects.router("free"), router.on_free))
             serving.append(await bus.serve(subjects.router("place"), router.place))
+            serving.append(await bus.serve(subjects.router("quote"), router.quote))
             serving.append(await bus.serve(subjects.router("erase"), router.erase))
         while not active and serving:
             await serving.pop().stop()
@@ -45,6 +46,10 @@ async def start(settings: RouterSettings, bus: Bus) -> AsyncIterator[Running]:
     router = Router(bus, clock, is_active=lambda: lease.active and rebuild.complete)
     rebuild = Rebuild(bus, router, last)
     nodes = Follower(bus, f"KV_{NODES}", [key_subject(NODES, "*")], router.on_node_record)
+    catalog = Follower(
+        bus, f"KV_{MODELS}", [key_subject(MODELS, ">")], router.on_catalog_record,
+        on_reset=router.scheduler.pricing.catalog.clear,
+    )  # fmt: skip
     heartbeats = await bus.subscribe(key_subject(NODES, "*"), router.on_heartbeat)
 
     async def drain() -> None:
@@ -58,6 +63,7 @@ async def start(settings: RouterSettings, bus: Bus) -> AsyncIterator[Running]:
                 **{f"follow.{name}": task for name, task in rebuild.jobs.tasks().items()},
                 "rebuild": rebuild.run(),
                 "follow.nodes": nodes.run(),
+                "follow.models": catalog.run(),
                 "lease": lease.run(),
                 "loop": router.run(),
                 "pings": router.ping_nodes(),
@@ -68,6 +74,7 @@ async def start(settings: RouterSettings, bus: Bus) -> AsyncIterator[Running]:
                 "rebuild": rebuild.problem,
                 **{f"follow.{name}": problem for name, problem in rebuild.jobs.problems().items()},
                 "follow.nodes": nodes.problem,
+                "follow.models": catalog.problem,
             },
             drain=drain,
         )

@@ -9,6 +9,8 @@
 | arriero_router_requeues_total | counter | reason | jobs taken back: node_gone, given_back, refused, finished |
 | arriero_router_ended_total    | counter | state  | jobs that the router itself ended                         |
 | arriero_router_decide_seconds | histogram |      | time of one decision                                      |
+| arriero_router_loads_total    | counter | result | models loaded ahead of need: done, failed                 |
+| arriero_router_ttft_prediction_ratio | histogram | | time to first token after binding, real over predicted   |
 """
 
 from prometheus_client import Counter, Gauge, Histogram
@@ -21,4 +23,10 @@ requeues = Counter("arriero_router_requeues", "Jobs taken back from a node", ["r
 ended = Counter("arriero_router_ended", "Jobs that the router itself ended", ["state"])
 decide_seconds = Histogram(
     "arriero_router_decide_seconds", "Time of one decision", buckets=(1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 5e-3)
+)
+loads = Counter("arriero_router_loads", "Models loaded ahead of need", ["result"])
+prediction_ratio = Histogram(
+    "arriero_router_ttft_prediction_ratio",
+    "Time to first token after binding, real over predicted",
+    buckets=(0.1, 0.25, 0.5, 0.8, 0.9, 1.0, 1.1, 1.25, 2.0, 4.0, 10.0),
 )

@@ -7,7 +7,9 @@ from services.router.fleet import Liveness, NodeView
 
 NO_MODEL = "does not have the model"
 ALL_TAKEN = "all slots taken"
-SMALL_BYTES = 2.5e9  # a 3B model at Q4: what a CPU still answers at reading speed (peers-and-routing.md, the old stack's rule)
+SMALL_BYTES = (
+    2.5e9  # a 3B model at Q4: what a CPU still answers at reading speed (peers-and-routing.md, the old stack's rule)
+)
 
 
 def unfit(node: NodeView, catalog: Catalog, *, now: float, connected_at: float) -> str | None:

@@ -6,23 +6,36 @@ from libs.common.bus.connection import Bus
 from libs.common.bus.failures import Away, BusError, NoResponders
 from libs.common.contracts import subjects
 from libs.common.contracts.codec import Malformed, encode
-from libs.common.contracts.control import CancelRun, Run, RunAnswer, decode_run_answer
+from libs.common.contracts.control import (
+    CancelRun,
+    ModelAnswer,
+    ModelOrder,
+    ModelWork,
+    Run,
+    RunAnswer,
+    decode_model_answer,
+    decode_run_answer,
+)
 from libs.common.contracts.jobs import MAX_RUN_S, Binding
 from libs.common.contracts.subjects import JobKey
 from services.router.fleet import NodeView
 from services.router.index import Job
+from services.router.residency import Stay
 
 log = structlog.get_logger()
 
 ANSWER_S = 1.0
 PING_S = 0.9
+MODEL_S = 5.0
 
 
 class Orders:
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
 
-    async def run(self, job: Job, binding: Binding, now_ms: int) -> RunAnswer | None:
+    async def run(
+        self, job: Job, binding: Binding, now_ms: int, stay: Stay | None, evict: tuple[str, ...]
+    ) -> RunAnswer | None:
         """None: no answer, which decides nothing; ask again, until an answer or a heartbeat decides."""
         assert binding.node is not None
         assert binding.boot is not None
@@ -33,6 +46,9 @@ class Orders:
             revision=job.sequence,
             submitted=job.submitted,
             seconds_left=min(MAX_RUN_S, max(0.0, (job.deadline_ms - now_ms) / 1000)),
+            keep_alive=stay.keep_alive if stay else None,
+            num_ctx=stay.num_ctx if stay else None,
+            evict=evict,
         )
         subject = subjects.worker(binding.node, binding.boot, "run")
         try:
@@ -45,6 +61,14 @@ class Orders:
         """Raises BusError when nobody heard."""
         wish = CancelRun(client=key.client, job=key.job, epoch=epoch, reason=reason, fenced=fenced)
         await self._bus.request(subjects.worker(node, boot, "cancel"), encode(wish), timeout=ANSWER_S)
+
+    async def load(self, node: str, boot: str, order: ModelOrder) -> ModelAnswer:
+        """How far it is; asking again joins the same load. Raises BusError."""
+        subject = subjects.worker(node, boot, "model")
+        try:
+            return decode_model_answer(await self._bus.request(subject, encode(order), timeout=MODEL_S))
+        except Malformed as error:
+            return ModelAnswer(state=ModelWork.FAILED, status=f"answer cannot be read: {error}")
 
     async def ping(self, view: NodeView) -> tuple[bool, bool]:
         """(answered, nobody is there). Both false: it is slow, or NATS is."""

@@ -1,4 +1,4 @@
-"""What it would cost to run a job on a node, in seconds (peers-and-routing.md §5.3). Pure: what was learned, and `now`, are values.
+"""What it would cost to run a job on a node, in seconds (peers-and-routing.md §5.3). Pure.
 
 Of a node without a known size of GPU memory nothing is evicted by us: its Ollama decides that alone.
 """
@@ -59,7 +59,9 @@ class Pricing:
     demand: Demand = field(default_factory=Demand)
     catalog: Catalog = field(default_factory=Catalog)
     exact_sizes: bool = False  # a model needs what it weighs, and runs only where it fits: the simulator's world
-    _work: dict[str, float] = field(default_factory=dict)  # seconds of a slot that a job of this model takes, a moving mean
+    _work: dict[str, float] = field(
+        default_factory=dict
+    )  # seconds of a slot that a job of this model takes, a moving mean
 
     def terms(self, ask: Ask, node: NodeView, harm_of: Callable[[str, str], float], now: float) -> Terms | None:
         """None: the model does not fit this node. `harm_of`: seconds that others lose when a model leaves a node."""
@@ -136,9 +138,7 @@ class Pricing:
         for model in node.loaded - node.resident:
             held.pop(model, None)  # on its way out
         removable = [m for m in held if m in node.resident and not self.catalog.pinned(m, node.name)]
-        return vram.victims(
-            min(needed, capacity), capacity, held, removable, lambda m: harm_of(m, node.name)
-        )
+        return vram.victims(min(needed, capacity), capacity, held, removable, lambda m: harm_of(m, node.name))
 
     def _crowd(self, node: NodeView, evict: Iterable[str], now: float) -> float:
         """How long a job waits here, were arrivals as they have been: so that models spread before queues show it."""

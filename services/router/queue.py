@@ -47,7 +47,9 @@ def cost(prompt_tokens: float, output_tokens: float) -> float:
 
 
 Lane = tuple[int, str]  # rank, client
-Turn = tuple[int, int, int]  # rank, how many tolerances its client is over its share, sequence: the smallest is served first
+Turn = tuple[
+    int, int, int
+]  # rank, how many tolerances its client is over its share, sequence: the smallest is served first
 
 
 class PendingQueue:
@@ -150,7 +152,7 @@ class PendingQueue:
     def rise(self, now_ms: float) -> None:
         """Those who have waited long rise a class. To be called now and then."""
         for lanes in list(self._lanes.values()):
-            for (rank, client), lane in list(lanes.items()):
+            for (rank, _), lane in list(lanes.items()):
                 while rank > 0 and (job := self._head(lane, rank)) is not None:
                     lost = (now_ms - job.created_ms) // RISES_AFTER_MS
                     risen = max(0, RANK[job.priority] - int(lost))
@@ -174,6 +176,11 @@ class PendingQueue:
         """All jobs of a model whose client may run more, the next one first; counts through them."""
         found = [(self._turn(job, rank), job) for job, rank in self._jobs.values() if job.model == model]
         return [job for _, job in sorted(found, key=lambda pair: pair[0]) if not self._at_limit(job)]
+
+    def order(self) -> list[Waiting]:
+        """All of them, in the order of their turns, as far as shares tell today; deadlines within a client not counted."""
+        found = [(self._turn(job, rank), job) for job, rank in self._jobs.values()]
+        return [job for _, job in sorted(found, key=lambda pair: pair[0])]
 
     def position(self, key: JobKey) -> int | None:
         """1 for the job that is served first, as far as shares tell today; None if it does not wait. Counts through."""

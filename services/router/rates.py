@@ -110,15 +110,9 @@ class Rates:
     def _guess(self, node: str, model: str, size: int, cpu: bool) -> Speed:
         scale = size / REFERENCE_BYTES if size > 0 else 1.0
         pair, whole = self._pairs.get((node, model)), self._nodes.get(node)
-        prior = CPU_PRIOR if cpu else GPU_PRIOR
         values = []
-        for name in Speed._fields:
-            if pair is not None and (mean := getattr(pair, name)).count:
-                values.append(mean.value)
-            elif whole is not None and (mean := getattr(whole, name)).count:
-                values.append(mean.value * scale)
-            elif not cpu and (mean := getattr(self._fleet, name)).count:
-                values.append(mean.value * scale)
-            else:
-                values.append(getattr(prior, name) * scale)
+        for name, prior in (CPU_PRIOR if cpu else GPU_PRIOR)._asdict().items():
+            known = [(pair, 1.0), (whole, scale), (None if cpu else self._fleet, scale)]
+            means = [(getattr(seen, name), by) for seen, by in known if seen is not None]
+            values.append(next((mean.value * by for mean, by in means if mean.count), prior * scale))
         return Speed(*values)

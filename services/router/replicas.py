@@ -1,5 +1,5 @@
-"""On which nodes a model should be in memory, by how often it is asked for: what another copy would save, and what one that leaves
-would cost, in seconds of waiting per second. Pure.
+"""On which nodes a model should be in memory, by how often it is asked for: what another copy would save, and what one that
+leaves would cost, in seconds of waiting per second. Pure.
 
 Each model is a queue of its own before the slots of all nodes that hold it, as busy as those nodes are on average (jobs are bound
 late, so any of them serves the next job); its wait is that of a queue with several servers (Sakasegawa's approximation). It is a
@@ -17,7 +17,7 @@ GROWS_FOR_S = 120.0  # for so long, before the survey is out of date
 def wait_s(work: float, slots: float, busy: float) -> float:
     """Mean wait for a slot: `work` seconds a job, that many slots, busy for that share of the time (more than 1: overloaded)."""
     at = min(busy, BUSY)
-    balanced = work / slots * at ** ((2 * (slots + 1)) ** 0.5 - 1) / (1 - at)
+    balanced: float = work / slots * at ** ((2 * (slots + 1)) ** 0.5 - 1) / (1 - at)
     return balanced + max(0.0, busy - BUSY) * GROWS_FOR_S
 
 
@@ -67,7 +67,10 @@ class Survey:
 
 
 def survey(
-    load: Mapping[str, float], work: Mapping[str, float], slots: Mapping[str, float], holders: Mapping[str, frozenset[str]]
+    load: Mapping[str, float],
+    work: Mapping[str, float],
+    slots: Mapping[str, float],
+    holders: Mapping[str, frozenset[str]],
 ) -> Survey:
     share: dict[tuple[str, str], float] = {}
     for model, nodes in holders.items():

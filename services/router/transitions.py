@@ -14,7 +14,7 @@ from libs.common.contracts.events import End as EndEvent
 from libs.common.contracts.events import Event, line
 from libs.common.contracts.faults import Fault
 from libs.common.contracts.headers import EXPECTED_SEQUENCE, FACTS, TTL
-from libs.common.contracts.jobs import KEEPS_REQUEST, Attempt, Binding, Completion, Hint, PastEpoch
+from libs.common.contracts.jobs import KEEPS_REQUEST, Attempt, Binding, Completion, Decision, Hint, PastEpoch
 from libs.common.contracts.streams import JOBS, OUT
 from libs.common.contracts.subjects import JobKey
 from libs.common.folder import digest, facts_of, ttl_s
@@ -22,7 +22,6 @@ from libs.common.ids import new_op_id
 from libs.common.journal import Journal, Lost
 from libs.common.states import JobState
 from services.router.clock import ServerClock
-from services.router.decide import Bind
 from services.router.index import Job, Leftover
 from services.router.settle import counts, not_before
 
@@ -35,7 +34,7 @@ class Transitions:
         self._clock = clock
         self._journal = Journal(bus)
 
-    async def bind(self, job: Job, verdict: Bind) -> tuple[Binding, int]:
+    async def bind(self, job: Job, boot: str, decision: Decision) -> tuple[Binding, int]:
         """The binding and its sequence; its body is the visible text to go on from. Raises what Journal.write raises."""
         text = await self.visible_text(job)
         binding = Binding(
@@ -44,12 +43,12 @@ class Transitions:
             submitted=job.submitted,
             created_ms=job.created_ms,
             epoch=job.sequence,
-            node=verdict.node,
-            boot=verdict.boot,
+            node=decision.node,
+            boot=boot,
             base=len(text),
             past=_gathered(job, text),
             attempts=job.binding.attempts if job.binding else (),
-            decision=verdict.decision,
+            decision=decision,
         )
         return binding, await self._write_active(job, binding, text, JobState.BOUND)
 

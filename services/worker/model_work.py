@@ -151,6 +151,8 @@ class ModelDesk:
         while True:
             order = work.order
             work.tell("loading")
+            if order.evict:
+                await self.make_room(order.evict)
             path, body = self._load_request(order, model)
             try:
                 async with asyncio.timeout(self._load_s):

@@ -133,6 +133,7 @@ class ModelOrder(Contract, frozen=True, kw_only=True):
     model: str
     keep_alive: str | int | None = None
     num_ctx: int | None = None
+    evict: tuple[str, ...] = ()  # as in Run: to leave memory before a load, unless runs use them
     op_id: str = ""
 
 

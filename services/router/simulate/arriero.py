@@ -10,9 +10,9 @@ from random import Random
 from libs.common.contracts.nodes import DiskModel, Heartbeat, LoadedModel, canonical_model
 from libs.common.contracts.subjects import JobKey
 from services.router.fleet import Fleet, NodeView
+from services.router.look import Loading
 from services.router.pricing import Ask, Pricing
 from services.router.queue import Waiting, cost
-from services.router.look import Loading
 from services.router.scheduler import Scheduler
 from services.router.simulate.fleet import ModelSpec
 from services.router.simulate.policy import Binding, Job, Observed, Policy, Preload
