@@ -69,7 +69,7 @@ async def test_a_job_goes_to_the_node_that_holds_its_model_and_says_why(bus: Bus
         done = await ended(bus, await submit(bus))
         assert done.node == "warm"
         assert done.decision
-        assert done.decision.reason == "model in memory, depth 0"
+        assert done.decision.reason.startswith("model in memory")
         assert {c.node: c.verdict for c in done.decision.candidates}["other"] == "does not have the model"
 
 
@@ -448,11 +448,11 @@ async def test_a_router_rests_while_the_stream_is_full_and_goes_on_afterwards(bu
     async with fake_worker(bus, finish_after=0) as worker, routers.one(bus) as router:
         bind, tried, full = router._transitions.bind, [], True
 
-        async def refused(job, verdict):  # type: ignore[no-untyped-def]
+        async def refused(job, boot, decision):  # type: ignore[no-untyped-def]
             tried.append(time.monotonic())
             if full:
                 raise Full("maximum bytes exceeded")
-            return await bind(job, verdict)
+            return await bind(job, boot, decision)
 
         router._transitions.bind = refused  # type: ignore[method-assign]
         keys = [await submit(bus) for _ in range(10)]  # or each of them would be tried in the meantime

@@ -21,7 +21,7 @@ from libs.common.folder import Entry
 from libs.common.journal import Journal
 from libs.common.states import JobState
 from services.router import fleet, loop, rebuild
-from services.router.fleet import RunKey
+from services.router.fleet import Hold, RunKey
 from tests.router.building import Routers, a_completion, binding_of, ended, folder, heard, silenced, submit
 from tests.support.fake_worker import FakeWorker, fake_worker
 from tests.support.nats_server import NatsServer, connected
@@ -413,7 +413,7 @@ async def test_a_slot_is_not_held_for_a_run_that_nobody_bound(bus: Bus, routers:
     """However it came about: an answer that was lost, a record that was folded late."""
     async with fake_worker(bus, slots=1, finish_after=0) as worker, routers.one(bus) as router:
         await heard(router, 1)
-        router.fleet.nodes[worker.node].reserve((JobKey("c", "gone"), 5), "m")
+        router.fleet.nodes[worker.node].reserve((JobKey("c", "gone"), 5), Hold("m"))
         assert (await ended(bus, await submit(bus), within=20)).state is JobState.SUCCEEDED
 
 
