@@ -277,7 +277,7 @@ class Router:
             self._bound[key] = job
             self.queue.serve(key, time.monotonic(), place_of(job, self.scheduler.pricing.rates)[0])
             return
-        self.queue.ended(key, time.monotonic(), weight=job.submission.weight)
+        self.queue.ended(key, time.monotonic(), weight=job.submission.weight, tokens=0.0)
         match settle(job, self._clock.now_ms()):
             case Enqueue():
                 self.scheduler.add(*place_of(job, self.scheduler.pricing.rates))

@@ -142,12 +142,13 @@ class PendingQueue:
         self._charge(key.client, job.tokens / max(job.weight, 1e-3), now)
 
     def ended(self, key: JobKey, now: float, *, weight: float = 1.0, tokens: float | None = None) -> None:
-        """It runs no more. `tokens`: what it really cost, None: it did not end, and will be charged again when it is bound."""
+        """It runs no more. `tokens`: what it really cost; 0: it did not end, and will be charged again; None: not known."""
         charged = self._running.pop(key, None)
         if charged is None:
             return
         self._less(self._runs, key.client)
-        self._charge(key.client, ((tokens or 0.0) - charged) / max(weight, 1e-3), now)
+        more = 0.0 if tokens is None else tokens - charged
+        self._charge(key.client, more / max(weight, 1e-3), now)
 
     def rise(self, now_ms: float) -> None:
         """Those who have waited long rise a class. To be called now and then."""
