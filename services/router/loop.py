@@ -218,6 +218,7 @@ class Router:
                 self._hold_slot(job)
         view = self.fleet.nodes[beat.node]
         self.scheduler.pricing.prefixes.keep_only(view.name, view.loaded)
+        self.scheduler.pricing.see(view)
         self._wake.set()
 
     def _fold(self, key: JobKey, record: str, facts: Any, sequence: int, at_ms: int) -> None:

@@ -59,13 +59,13 @@ class Pricing:
     demand: Demand = field(default_factory=Demand)
     catalog: Catalog = field(default_factory=Catalog)
     exact_sizes: bool = False  # a model needs what it weighs, and runs only where it fits: the simulator's world
+    _seen: dict[str, tuple[int, int]] = field(default_factory=dict)  # bytes in memory, at that context
     _work: dict[str, float] = field(
         default_factory=dict
     )  # seconds of a slot that a job of this model takes, a moving mean
 
     def terms(self, ask: Ask, node: NodeView, harm_of: Callable[[str, str], float], now: float) -> Terms | None:
         """None: the model does not fit this node. `harm_of`: seconds that others lose when a model leaves a node."""
-        size = node.sizes.get(ask.model, 0)
         speed = self.speed(node, ask.model)
         cached = 0
         load, harm, crowd = 0.0, 0.0, 0.0
@@ -76,7 +76,7 @@ class Pricing:
         elif ask.model in node.loading:
             load = max(0.0, node.ready_at(ask.model, now) - now)
         else:
-            room = self._room(ask, node, size, harm_of)
+            room = self._room(ask, node, harm_of)
             if room is None:
                 return None
             evict = room
@@ -96,14 +96,20 @@ class Pricing:
         )
 
     def speed(self, node: NodeView, model: str) -> Speed:
-        size = node.sizes.get(model, 0)
-        speed = self.rates.speed(node.name, model, size, cpu=node.beat.vram == 0)
-        if not self.exact_sizes and node.beat.vram and model not in node.loaded:
-            spilled = max(0.0, 1 - node.beat.vram / max(1, self._need(model, size, None)))
-            if spilled:  # part of it will run on the CPU
-                slower = 1 + spilled * (ON_CPU - 1)
-                return Speed(speed.prefill_s * slower, speed.decode_s * slower, speed.load_s)
-        return speed
+        """What was learned of it; else a guess, slower as far as the model does not fit the node's GPU."""
+        guess = self.rates.speed(node.name, model, node.sizes.get(model, 0), cpu=node.beat.vram == 0)
+        if self.exact_sizes or not node.beat.vram or self.rates.decoded(node.name, model):
+            return guess
+        slower = 1 + self._spilled(node, model) * (ON_CPU - 1)
+        return Speed(guess.prefill_s * slower, guess.decode_s * slower, guess.load_s)
+
+    def _spilled(self, node: NodeView, model: str) -> float:
+        """The share of it that runs on the CPU: as the node says, or as it would be."""
+        for loaded in node.beat.loaded:
+            if canonical_model(loaded.name) == model and loaded.size > 0:
+                return max(0.0, 1 - loaded.size_vram / loaded.size)
+        needed = self._need(node, model, 0)
+        return max(0.0, 1 - (node.beat.vram or 0) / needed) if needed else 0.0
 
     def work(self, model: str) -> float:
         return self._work.get(model, 5.0)
@@ -112,29 +118,31 @@ class Pricing:
         """A job of this model took a slot for so long, its load not counted."""
         self._work[model] = seconds if model not in self._work else 0.9 * self._work[model] + 0.1 * seconds
 
-    def fits(self, model: str, node: NodeView) -> bool:
-        """Beside nothing else."""
-        if node.beat.vram is None or (node.beat.vram == 0 and not self.exact_sizes):
-            return True
-        return self._need(model, node.sizes.get(model, 0), None) <= node.beat.vram
+    def see(self, node: NodeView) -> None:
+        """A heartbeat says how large models really are in memory; that is worth more than any estimate."""
+        for loaded in node.beat.loaded:
+            if loaded.size > 0:
+                self._seen[canonical_model(loaded.name)] = (loaded.size, loaded.context_length)
 
-    def _need(self, model: str, size: int, num_ctx: int | None) -> int:
+    def _need(self, node: NodeView, model: str, num_ctx: int) -> int:
+        size = node.sizes.get(model, 0)
         if self.exact_sizes:
             return size
-        return vram.need(size, num_ctx or self.catalog.model(model).num_ctx)
+        context = num_ctx or self.catalog.model(model).num_ctx
+        seen, at_context = self._seen.get(model, (0, 0))
+        return vram.regrown(seen, size, at_context, context) if seen else vram.need(size, context)
 
-    def _room(
-        self, ask: Ask, node: NodeView, size: int, harm_of: Callable[[str, str], float]
-    ) -> tuple[str, ...] | None:
+    def _room(self, ask: Ask, node: NodeView, harm_of: Callable[[str, str], float]) -> tuple[str, ...] | None:
+        """Who leaves for it; None: it cannot be made to fit."""
         capacity = node.beat.vram
         if not capacity:
             return ()  # not known, or no GPU at all: then main memory is the limit, and Ollama's business
-        needed = self._need(ask.model, size, ask.num_ctx)
+        needed = self._need(node, ask.model, ask.num_ctx)
         if self.exact_sizes and needed > capacity:
             return None
         held = {canonical_model(m.name): m.size_vram or m.size for m in node.beat.loaded}
         for model in node.loading:
-            held.setdefault(model, self._need(model, node.sizes.get(model, 0), None))
+            held.setdefault(model, self._need(node, model, 0))
         for model in node.loaded - node.resident:
             held.pop(model, None)  # on its way out
         removable = [m for m in held if m in node.resident and not self.catalog.pinned(m, node.name)]

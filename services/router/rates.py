@@ -100,6 +100,11 @@ class Rates:
             known = self._known[node, model] = self._guess(node, model, size, cpu)
         return known
 
+    def decoded(self, node: str, model: str) -> bool:
+        """Has that node decoded for that model yet?"""
+        pair = self._pairs.get((node, model))
+        return pair is not None and pair.decode_s.count > 0
+
     def pace(self, node: str) -> float:
         """How fast it decodes, against the mean of the fleet: 2 is twice as fast."""
         seen = self._nodes.get(node)

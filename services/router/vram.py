@@ -15,8 +15,19 @@ def need(size: int, num_ctx: int | None) -> int:
     """Bytes of GPU memory for a model of `size` bytes on disk with that context, one slot."""
     if size <= 0:
         return 0
-    kv = KV_PER_TOKEN * (size / REFERENCE_BYTES) ** KV_EXPONENT * (num_ctx or DEFAULT_CTX)
-    return int(1.02 * size + kv + COMPUTE_BYTES)
+    return int(1.02 * size + kv_per_token(size) * (num_ctx or DEFAULT_CTX) + COMPUTE_BYTES)
+
+
+def kv_per_token(size: int) -> float:
+    scale: float = (size / REFERENCE_BYTES) ** KV_EXPONENT
+    return KV_PER_TOKEN * scale
+
+
+def regrown(seen: int, size: int, at_context: int, num_ctx: int | None) -> int:
+    """Bytes with another context than the one it was seen with, where it took `seen`."""
+    if not num_ctx or not at_context or num_ctx == at_context:
+        return seen
+    return max(size, seen + int(kv_per_token(size) * (num_ctx - at_context)))
 
 
 def victims(

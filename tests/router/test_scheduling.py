@@ -1,4 +1,4 @@
-"""The scheduler in service: quotes, places, policies from the bucket `models`, loads ahead of need, what runs are ordered with."""
+"""The scheduler in service: quotes, places, policies, loads ahead of need, what runs are ordered with."""
 
 import contextlib
 from collections.abc import AsyncIterator
