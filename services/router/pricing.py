@@ -112,12 +112,6 @@ class Pricing:
         """A job of this model took a slot for so long, its load not counted."""
         self._work[model] = seconds if model not in self._work else 0.9 * self._work[model] + 0.1 * seconds
 
-    def fits(self, model: str, node: NodeView) -> bool:
-        """Beside nothing else."""
-        if node.beat.vram is None or (node.beat.vram == 0 and not self.exact_sizes):
-            return True
-        return self._need(model, node.sizes.get(model, 0), None) <= node.beat.vram
-
     def _need(self, model: str, size: int, num_ctx: int | None) -> int:
         if self.exact_sizes:
             return size
