@@ -264,7 +264,7 @@ class Look:
             waiting = self._queue.waiting_by_model()
             holders: dict[str, list[NodeView]] = {}
             for node in self.fit:
-                for model in node.resident | node.loading:
+                for model in sorted(node.resident | node.loading):
                     if model in waiting:
                         holders.setdefault(model, []).append(node)
             work = {model: self._pricing.work(model) for model in waiting}

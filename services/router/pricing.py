@@ -138,7 +138,7 @@ class Pricing:
         """How long a job waits here, were arrivals as they have been: so that models spread before queues show it."""
         busy = sum(
             self.demand.per_second(model, now) * self.work(model)
-            for model in (node.resident | node.loading).difference(evict)
+            for model in sorted((node.resident | node.loading).difference(evict))
         ) / max(1, node.beat.slots)
         busy = min(busy, 0.9)
         return busy / (1 - busy) * 1.0
