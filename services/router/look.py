@@ -53,7 +53,7 @@ class Look:
         self.now, self._now_ms = now, now_ms
         self.unfit: list[tuple[str, str]] = []
         self.fit: list[NodeView] = []
-        for node in scheduler.fleet.nodes.values():
+        for _, node in sorted(scheduler.fleet.nodes.items()):
             why = objections.unfit(node, self._pricing.catalog, now=now, connected_at=connected_at)
             if why is None:
                 self.fit.append(node)
@@ -214,9 +214,11 @@ class Look:
         return loading
 
     def _pinned(self) -> Loading | None:
-        for model, policy in self._pricing.catalog.models.items():
+        for model, policy in sorted(self._pricing.catalog.models.items()):
             for node in self.fit:
-                if node.name in policy.pins and model in node.disk and model not in node.loaded and not node.loading:
+                if node.name in policy.pins and model not in node.loaded and not node.loading:
+                    if self.objection(model, node, Priority.BATCH):
+                        continue
                     terms = self._pricing.terms(Ask(model, Priority.NORMAL, 0, 0), node, self._harm, self.now)
                     if terms is not None and not node.preload_failed(model, self.now):
                         return Loading(node, model, Preload(self.now + terms.load_s, terms.evict))
@@ -226,7 +228,7 @@ class Look:
         looked = self._scheduler.survey(self.fit, self.now)
         delayed = len(self._queue) / max(1, self._slots)
         best: tuple[float, Loading | None] = (0.0, None)
-        for model, load in looked.load.items():
+        for model, load in sorted(looked.load.items()):
             holders = looked.holders.get(model)
             if load <= 0 or not holders:
                 continue
