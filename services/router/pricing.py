@@ -76,7 +76,7 @@ class Pricing:
         elif ask.model in node.loading:
             load = max(0.0, node.ready_at(ask.model, now) - now)
         else:
-            room = self._room(ask, node, size, harm_of)
+            room = self._room(ask, node, size, harm_of, now)
             if room is None:
                 return None
             evict = room
@@ -118,7 +118,7 @@ class Pricing:
         return vram.need(size, num_ctx or self.catalog.model(model).num_ctx)
 
     def _room(
-        self, ask: Ask, node: NodeView, size: int, harm_of: Callable[[str, str], float]
+        self, ask: Ask, node: NodeView, size: int, harm_of: Callable[[str, str], float], now: float
     ) -> tuple[str, ...] | None:
         capacity = node.beat.vram
         if not capacity:
@@ -132,7 +132,8 @@ class Pricing:
         for model in node.loaded - node.resident:
             held.pop(model, None)  # on its way out
         removable = [m for m in held if m in node.resident and not self.catalog.pinned(m, node.name)]
-        return vram.victims(min(needed, capacity), capacity, held, removable, lambda m: harm_of(m, node.name))
+        price = {m: harm_of(m, node.name) + node.busy_with(m, now, self.work(m)) - now for m in removable}
+        return vram.victims(min(needed, capacity), capacity, held, removable, price.__getitem__)
 
     def _crowd(self, node: NodeView, evict: Iterable[str], now: float) -> float:
         """How long a job waits here, were arrivals as they have been: so that models spread before queues show it."""
