@@ -160,6 +160,8 @@ class Look:
         ranked.sort(key=lambda p: (p.node.name in ask.avoid, p.score + waiting.levels.get(p.node.name, 0.0)))
         failed_before = [node for node in holders if objections.full(ask.model, node) is None]
         if (not ranked or ranked[0].node.name in ask.avoid) and failed_before:
+            if not ask.avoid.issuperset(node.name for node in holders):
+                return None  # one that has not failed it will have a slot again
             return self._placement(head, decide.rank(ask, self._price(ask, failed_before)), able)
         if not ranked:
             return None
