@@ -43,7 +43,7 @@ def backlog(
     for model, clients in waiting.items():
         for client, count in clients.items():
             of_client[client] = of_client.get(client, 0.0) + count * work[model]
-    granted = shares(of_client, slots * HORIZON_S) if len(of_client) > 1 else of_client
+    granted = shares(of_client, slots * HORIZON_S)
     scale = {client: granted[client] / of_client[client] if of_client[client] else 1.0 for client in of_client}
     queued: dict[str, float] = {}
     levels: dict[str, float] = {}

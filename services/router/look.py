@@ -53,7 +53,7 @@ class Look:
         self.now, self._now_ms = now, now_ms
         self.unfit: list[tuple[str, str]] = []
         self.fit: list[NodeView] = []
-        for node in scheduler.fleet.nodes.values():
+        for _, node in sorted(scheduler.fleet.nodes.items()):
             why = objections.unfit(node, self._pricing.catalog, now=now, connected_at=connected_at)
             if why is None:
                 self.fit.append(node)
@@ -160,6 +160,8 @@ class Look:
         ranked.sort(key=lambda p: (p.node.name in ask.avoid, p.score + waiting.levels.get(p.node.name, 0.0)))
         failed_before = [node for node in holders if objections.full(ask.model, node) is None]
         if (not ranked or ranked[0].node.name in ask.avoid) and failed_before:
+            if not ask.avoid.issuperset(node.name for node in holders):
+                return None  # one that has not failed it will have a slot again
             return self._placement(head, decide.rank(ask, self._price(ask, failed_before)), able)
         if not ranked:
             return None
@@ -214,9 +216,11 @@ class Look:
         return loading
 
     def _pinned(self) -> Loading | None:
-        for model, policy in self._pricing.catalog.models.items():
+        for model, policy in sorted(self._pricing.catalog.models.items()):
             for node in self.fit:
-                if node.name in policy.pins and model in node.disk and model not in node.loaded and not node.loading:
+                if node.name in policy.pins and model not in node.loaded and not node.loading:
+                    if self.objection(model, node, Priority.BATCH):
+                        continue
                     terms = self._pricing.terms(Ask(model, Priority.NORMAL, 0, 0), node, self._harm, self.now)
                     if terms is not None and not node.preload_failed(model, self.now):
                         return Loading(node, model, Preload(self.now + terms.load_s, terms.evict))
@@ -226,7 +230,7 @@ class Look:
         looked = self._scheduler.survey(self.fit, self.now)
         delayed = len(self._queue) / max(1, self._slots)
         best: tuple[float, Loading | None] = (0.0, None)
-        for model, load in looked.load.items():
+        for model, load in sorted(looked.load.items()):
             holders = looked.holders.get(model)
             if load <= 0 or not holders:
                 continue
@@ -264,7 +268,7 @@ class Look:
             waiting = self._queue.waiting_by_model()
             holders: dict[str, list[NodeView]] = {}
             for node in self.fit:
-                for model in node.resident | node.loading:
+                for model in sorted(node.resident | node.loading):
                     if model in waiting:
                         holders.setdefault(model, []).append(node)
             work = {model: self._pricing.work(model) for model in waiting}

@@ -14,15 +14,15 @@ MAX_ENTRIES = 2048  # per node and model
 
 class Prefixes:
     def __init__(self) -> None:
-        self._held: dict[tuple[str, str], OrderedDict[str, int]] = {}
+        self._held: dict[tuple[str, str], OrderedDict[str, None]] = {}
 
     def remember(self, node: str, model: str, chain: tuple[str, ...]) -> None:
         if not chain:
             return
         held = self._held.setdefault((node, model), OrderedDict())
         for entry in chain:
-            digest, tokens = read_entry(entry)
-            held[digest] = tokens
+            digest, _ = read_entry(entry)
+            held[digest] = None
             held.move_to_end(digest)
         while len(held) > MAX_ENTRIES:
             held.popitem(last=False)

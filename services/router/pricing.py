@@ -76,7 +76,7 @@ class Pricing:
         elif ask.model in node.loading:
             load = max(0.0, node.ready_at(ask.model, now) - now)
         else:
-            room = self._room(ask, node, harm_of)
+            room = self._room(ask, node, harm_of, now)
             if room is None:
                 return None
             evict = room
@@ -132,7 +132,9 @@ class Pricing:
         seen, at_context = self._seen.get(model, (0, 0))
         return vram.regrown(seen, size, at_context, context) if seen else vram.need(size, context)
 
-    def _room(self, ask: Ask, node: NodeView, harm_of: Callable[[str, str], float]) -> tuple[str, ...] | None:
+    def _room(
+        self, ask: Ask, node: NodeView, harm_of: Callable[[str, str], float], now: float
+    ) -> tuple[str, ...] | None:
         """Who leaves for it; None: it cannot be made to fit."""
         capacity = node.beat.vram
         if not capacity:
@@ -146,13 +148,14 @@ class Pricing:
         for model in node.loaded - node.resident:
             held.pop(model, None)  # on its way out
         removable = [m for m in held if m in node.resident and not self.catalog.pinned(m, node.name)]
-        return vram.victims(min(needed, capacity), capacity, held, removable, lambda m: harm_of(m, node.name))
+        price = {m: harm_of(m, node.name) + node.busy_with(m, now, self.work(m)) - now for m in removable}
+        return vram.victims(min(needed, capacity), capacity, held, removable, price.__getitem__)
 
     def _crowd(self, node: NodeView, evict: Iterable[str], now: float) -> float:
         """How long a job waits here, were arrivals as they have been: so that models spread before queues show it."""
         busy = sum(
             self.demand.per_second(model, now) * self.work(model)
-            for model in (node.resident | node.loading).difference(evict)
+            for model in sorted((node.resident | node.loading).difference(evict))
         ) / max(1, node.beat.slots)
         busy = min(busy, 0.9)
         return busy / (1 - busy) * 1.0

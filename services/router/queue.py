@@ -25,6 +25,7 @@ RISES_AFTER_MS = 300_000  # waiting for a class of its own
 TOLERANCE = 0.5  # of a share: chance alone brings that much within the memory of `FADES_S`
 FADES_S = 120.0  # after so long what a client had counts a third
 OUTPUT_COSTS = 2.0  # of an input token (the same paper; a decoded token takes far longer than a prefilled one)
+MIN_WEIGHT = 1e-3
 SLACK = 1000  # entries of those who left, in a lane whose head stays
 
 
@@ -63,7 +64,7 @@ class PendingQueue:
         self._waits: defaultdict[str, int] = defaultdict(int)  # jobs, by client
         self._of_model: defaultdict[str, defaultdict[str, int]] = defaultdict(lambda: defaultdict(int))
         self._created: defaultdict[str, float] = defaultdict(float)  # sums of created_ms, by model
-        self._running: dict[JobKey, float] = {}  # charged so much
+        self._running: dict[JobKey, tuple[float, float]] = {}  # charged so much over its weight, and when
         self._runs: defaultdict[str, int] = defaultdict(int)  # by client
 
     def __len__(self) -> int:
@@ -94,6 +95,8 @@ class PendingQueue:
             self.discard(job.key)
         client = job.key.client
         self._waits[client] += 1
+        if self._waits[client] == 1:
+            self._see_who_is_over()
         self._of_model[job.model][client] += 1
         self._created[job.model] += job.created_ms
         self._put(job, RANK[job.priority])
@@ -137,18 +140,23 @@ class PendingQueue:
         self.discard(key)
         if job is None or key in self._running:
             return
-        self._running[key] = job.tokens
+        charged = job.tokens / max(job.weight, MIN_WEIGHT)
+        self._running[key] = charged, now
         self._runs[key.client] += 1
-        self._charge(key.client, job.tokens / max(job.weight, 1e-3), now)
+        self._charge(key.client, charged * self._unit(now))
 
     def ended(self, key: JobKey, now: float, *, weight: float = 1.0, tokens: float | None = None) -> None:
         """It runs no more. `tokens`: what it really cost; 0: it did not end, and will be charged again; None: not known."""
-        charged = self._running.pop(key, None)
-        if charged is None:
+        bill = self._running.pop(key, None)
+        if bill is None:
             return
+        charged, at = bill
         self._less(self._runs, key.client)
-        more = 0.0 if tokens is None else tokens - charged
-        self._charge(key.client, more / max(weight, 1e-3), now)
+        if tokens is None:
+            self._charge(key.client, 0.0)
+            return
+        real = tokens / max(weight, MIN_WEIGHT)
+        self._charge(key.client, real * self._unit(now) - charged * self._unit(at))
 
     def rise(self, now_ms: float) -> None:
         """Those who have waited long rise a class. To be called now and then."""
@@ -175,28 +183,11 @@ class PendingQueue:
 
     def turns(self, model: str) -> list[Waiting]:
         """All jobs of a model whose client may run more, the next one first; counts through them."""
-        found = [(self._turn(job, rank), job) for job, rank in self._jobs.values() if job.model == model]
-        return [job for _, job in sorted(found, key=lambda pair: pair[0]) if not self._at_limit(job)]
+        return [job for job in self._order(model) if not self._at_limit(job)]
 
     def order(self) -> list[Waiting]:
-        """All of them, in the order of their turns, as far as shares tell today; deadlines within a client not counted."""
-        found = [(self._turn(job, rank), job) for job, rank in self._jobs.values()]
-        return [job for _, job in sorted(found, key=lambda pair: pair[0])]
-
-    def position(self, key: JobKey) -> int | None:
-        """1 for the job that is served first, as far as shares tell today; None if it does not wait. Counts through."""
-        known = self._jobs.get(key)
-        if known is None:
-            return None
-        mine, rank = known
-        turn = self._turn(mine, rank)
-        ahead = 0
-        for job, at in self._jobs.values():
-            if at == rank and job.key.client == key.client:
-                ahead += (job.deadline_ms, job.submitted) < (mine.deadline_ms, mine.submitted)
-            else:
-                ahead += self._turn(job, at) < turn
-        return ahead + 1
+        """All of them as `heads` would bring them, one after the other, were shares and limits as they are."""
+        return self._order()
 
     # -- inside --------------------------------------------------------------------------------------------------------
 
@@ -218,6 +209,21 @@ class PendingQueue:
                 return self._jobs[lane[0][2]][0]
             heapq.heappop(lane)
         return None
+
+    def _order(self, model: str | None = None) -> list[Waiting]:
+        """A job's turn does not come before those of its lane that have the earlier deadline."""
+        lanes: defaultdict[tuple[str, int, str], list[tuple[float, int, JobKey]]] = defaultdict(list)
+        for key, (job, rank) in self._jobs.items():
+            if model is None or job.model == model:
+                lanes[job.model, rank, key.client].append((job.deadline_ms, job.submitted, key))
+        found: list[tuple[Turn, int, Waiting]] = []
+        for (_, rank, client), lane in lanes.items():
+            latest = 0
+            for n, (_, submitted, key) in enumerate(sorted(lane)):
+                latest = max(latest, submitted)
+                found.append(((rank, self._over.get(client, 0), latest), n, self._jobs[key][0]))
+        found.sort(key=lambda entry: entry[:2])
+        return [job for _, _, job in found]
 
     def _look(self, model: str) -> tuple[Turn, Waiting] | None:
         lanes = self._lanes[model]
@@ -242,13 +248,16 @@ class PendingQueue:
     def _turn(self, job: Waiting, rank: int) -> Turn:
         return (rank, self._over.get(job.key.client, 0), job.submitted)
 
-    def _charge(self, client: str, tokens: float, now: float) -> None:
+    def _unit(self, now: float) -> float:
+        """What a token counts that was used at that moment, beside those of before and after."""
         if now - self._fades_from > 50 * FADES_S:  # before the units grow out of all numbers
             shrunk = math.exp((self._fades_from - now) / FADES_S)
             self._had = {c: had * shrunk for c, had in self._had.items() if had * shrunk > 1e-3}
             self._fades_from = now
-        unit = math.exp((now - self._fades_from) / FADES_S)
-        self._had[client] = max(0.0, self._had.get(client, 0.0) + tokens * unit)
+        return math.exp((now - self._fades_from) / FADES_S)
+
+    def _charge(self, client: str, units: float) -> None:
+        self._had[client] = max(0.0, self._had.get(client, 0.0) + units)
         for model, waiting in self._of_model.items():
             if client in waiting:
                 self._first.pop(model, None)  # it may have reached its limit

@@ -35,7 +35,7 @@ class Survey:
     def wait(self, model: str, nodes: Iterable[str], more: float = 0.0) -> float | None:
         """None: nobody holds it. `more`: load that these nodes would have to take on."""
         total, used = 0.0, more
-        for node in nodes:
+        for node in sorted(nodes):  # sums depend on their order, and ties must not depend on chance
             total += self.slots[node]
             used += self.busy[node] * self.slots[node]
         return wait_s(self.work[model], total, used / total) if total else None
@@ -74,8 +74,8 @@ def survey(
 ) -> Survey:
     share: dict[tuple[str, str], float] = {}
     for model, nodes in holders.items():
-        total = sum(slots[node] for node in nodes)
-        for node in nodes:
+        total = sum(slots[node] for node in sorted(nodes))
+        for node in sorted(nodes):
             share[model, node] = slots[node] / total
     busy = dict.fromkeys(slots, 0.0)
     for turn in range(ROUNDS):
@@ -85,7 +85,7 @@ def survey(
         if turn == ROUNDS - 1:
             break
         for model, nodes in holders.items():
-            parts = {node: share[model, node] / (0.05 + busy[node]) for node in nodes}
+            parts = {node: share[model, node] / (0.05 + busy[node]) for node in sorted(nodes)}
             total_part = sum(parts.values())
             for node, part in parts.items():
                 share[model, node] = part / total_part

@@ -90,7 +90,7 @@ class Scheduler:
         pricing, waiting = self.pricing, self.queue.waiting_by_model()
         holders: dict[str, set[str]] = {}
         for node in nodes:
-            for model in node.resident | node.loading:
+            for model in sorted(node.resident | node.loading):
                 holders.setdefault(model, set()).add(node.name)
         work = {model: pricing.work(model) for model in (*waiting, *holders, *pricing.demand.models())}
         load = {model: seconds * pricing.demand.per_second(model, now) for model, seconds in work.items()}

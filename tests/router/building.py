@@ -63,15 +63,19 @@ def a_completion(submission: Submission, submitted: int, **more: Any) -> Complet
 
 
 def a_beat(node: str = "n1", boot: str = "boot-1", beat: int = 1, changes: int = 0, **more: Any) -> Heartbeat:
-    """`running` as (key, epoch) pairs, `models` and `loaded` as names."""
+    """`running` as (key, epoch) pairs, `models` and `loaded` as names; `sizes` in bytes by name."""
+    sizes = more.pop("sizes", {})
     return Heartbeat(
         node=node, boot=boot, beat=beat, changes=changes, slots=more.pop("slots", 1),
         running=tuple(
             Running(client=key.client, job=key.job, epoch=epoch, phase=more.get("phase", Phase.DECODING), model="m:1")
             for key, epoch in more.pop("running", ())
         ),
-        models=tuple(DiskModel(name=name) for name in more.pop("models", ("m:1",))),
-        loaded=tuple(LoadedModel(name=name) for name in more.pop("loaded", ("m:1",))),
+        models=tuple(DiskModel(name=name, size=sizes.get(name, 0)) for name in more.pop("models", ("m:1",))),
+        loaded=tuple(
+            LoadedModel(name=name, size=sizes.get(name, 0), size_vram=sizes.get(name, 0))
+            for name in more.pop("loaded", ("m:1",))
+        ),
         **{name: value for name, value in more.items() if name != "phase"},
     )  # fmt: skip
 

@@ -10,10 +10,13 @@ from services.router.fleet import (
     MAX_FAILING,
     MAX_SET_ASIDE_S,
     NO_RESPONDERS_GONE,
+    PRELOAD_RETRY_S,
     SET_ASIDE_S,
     Fleet,
+    Hold,
     Liveness,
     NodeView,
+    Preload,
 )
 from tests.router.building import a_beat, a_key
 
@@ -59,7 +62,7 @@ def test_a_node_known_from_its_record_alone_gets_no_work_before_it_was_heard() -
 def test_a_new_boot_forgets_the_old_ones_runs_and_a_straggler_of_the_old_boot_changes_nothing() -> None:
     fleet = Fleet()
     fleet.hear(a_beat(boot="b1", running=[RUN]), 1.0, live=True)
-    fleet.nodes["n1"].reserve(OTHER, "m:1")
+    fleet.nodes["n1"].reserve(OTHER, Hold("m:1"))
     assert fleet.hear(a_beat(boot="b2"), 2.0, live=True)
     assert not fleet.nodes["n1"].runs
     assert not fleet.alive_boot("n1", "b1", 2.0, 0.0)
@@ -130,7 +133,7 @@ def test_three_pings_in_a_row_that_nobody_heard_mean_gone_and_slowness_never_doe
 def test_a_heartbeat_older_than_the_workers_answer_does_not_free_its_run() -> None:
     """`changes`: a heartbeat that was under way when the worker said `running` cannot know of the run."""
     view = a_view(changes=4)
-    view.reserve(RUN, "m:1")
+    view.reserve(RUN, Hold("m:1"))
     view.confirm(RUN, "m:1", changes=5)
     view.take(a_beat(beat=2, changes=4), 2.0)
     assert RUN in view.runs
@@ -142,7 +145,7 @@ def test_a_heartbeat_older_than_the_workers_answer_does_not_free_its_run() -> No
 
 def test_a_run_that_was_ordered_but_not_answered_is_freed_by_no_heartbeat() -> None:
     view = a_view()
-    view.reserve(RUN, "m:1")
+    view.reserve(RUN, Hold("m:1"))
     view.take(a_beat(beat=2, changes=50), 2.0)
     assert RUN in view.runs
 
@@ -161,7 +164,7 @@ def test_a_freed_run_is_not_brought_back_by_a_heartbeat_that_was_late() -> None:
 def test_a_freed_run_is_not_brought_back_by_a_late_answer(heartbeat_first: bool) -> None:
     """`free` overtakes the answer to `run`: they come by different subscriptions."""
     view = a_view(changes=1)
-    view.reserve(RUN, "m:1")
+    view.reserve(RUN, Hold("m:1"))
     view.release(RUN, changes=3)
     if heartbeat_first:
         view.take(a_beat(beat=2, changes=3), 2.0)
@@ -172,7 +175,7 @@ def test_a_freed_run_is_not_brought_back_by_a_late_answer(heartbeat_first: bool)
 def test_a_run_whose_binding_is_gone_is_decided_by_the_next_heartbeat() -> None:
     """Its worker may never say a word about it: the slot must not leak (§7.4)."""
     view = a_view(changes=3)
-    view.reserve(RUN, "m:1")
+    view.reserve(RUN, Hold("m:1"))
     view.doubt(RUN)
     assert RUN in view.runs
     view.take(a_beat(beat=2, changes=3), 2.0)
@@ -181,7 +184,7 @@ def test_a_run_whose_binding_is_gone_is_decided_by_the_next_heartbeat() -> None:
 
 def test_a_run_that_was_listed_once_needs_no_answer_to_be_freed() -> None:
     view = a_view()
-    view.reserve(RUN, "m:1")
+    view.reserve(RUN, Hold("m:1"))
     view.take(a_beat(beat=2, changes=1, running=[RUN]), 2.0)
     view.take(a_beat(beat=3, changes=2), 3.0)
     assert not view.runs
@@ -189,19 +192,62 @@ def test_a_run_that_was_listed_once_needs_no_answer_to_be_freed() -> None:
 
 def test_what_others_have_started_counts_as_well() -> None:
     view = a_view(running=[RUN])
-    view.reserve(RUN, "m:1")
-    view.reserve(OTHER, "m:1")
+    view.reserve(RUN, Hold("m:1"))
+    view.reserve(OTHER, Hold("m:1"))
     assert set(view.runs) == {RUN, OTHER}
 
 
 def test_a_model_counts_as_loading_until_it_is_in_memory_or_its_run_decodes() -> None:
     view = a_view(loaded=())
-    view.reserve(RUN, "m:1")
+    view.reserve(RUN, Hold("m:1"))
     assert view.loading == {"m:1"}
     view.take(a_beat(beat=2, changes=1, running=[RUN], loaded=(), phase=Phase.WAITING), 2.0)
     assert view.loading == {"m:1"}
     view.take(a_beat(beat=3, changes=1, running=[RUN], loaded=(), phase=Phase.DECODING), 3.0)
     assert not view.loading
+
+
+def test_what_leaves_for_a_load_is_no_longer_counted_on_and_comes_back_if_the_load_does_not() -> None:
+    view = a_view(slots=2, models=("m:1", "x:1"), loaded=("x:1",))
+    view.reserve(RUN, Hold("m:1", ready_at=12.0, ends_at=20.0, evict=("x:1",)))
+    assert (view.loading, view.resident, view.loaded) == ({"m:1"}, frozenset(), {"x:1"})
+    assert view.ready_at("m:1", 10.0) == 12.0
+    assert view.frees_at(10.0, 5.0) == 10.0
+    view.withdraw(RUN)
+    assert (view.loading, view.resident) == (frozenset(), {"x:1"})
+
+
+def test_a_load_without_a_job_takes_no_slot_but_counts_as_loading() -> None:
+    view = a_view(slots=1, models=("m:1", "x:1"), loaded=("x:1",))
+    view.preload("m:1", Preload(ready_at=12.0, evict=("x:1",)))
+    assert (view.loading, view.resident, view.free_slots) == ({"m:1"}, frozenset(), 1)
+    assert view.ready_at("m:1", 10.0) == 12.0
+    view.take(a_beat(beat=2, loaded=("m:1",), models=("m:1", "x:1")), 12.0)
+    assert (view.loading, view.resident) == (frozenset(), {"m:1"})
+    view.preload_ended("m:1")
+    assert not view.preload_failed("m:1", 12.0)
+    assert view.loaded_at == {"m:1": 12.0}
+
+
+def test_a_load_that_failed_is_known_for_two_minutes() -> None:
+    view = a_view(loaded=())
+    view.preload("m:1", Preload(ready_at=12.0))
+    view.preload_ended("m:1", failed_at=15.0)
+    assert not view.loading
+    assert view.preload_failed("m:1", 15.0 + PRELOAD_RETRY_S - 1)
+    assert not view.preload_failed("m:1", 15.0 + PRELOAD_RETRY_S)
+    assert not view.preload_failed("x:1", 15.0)
+
+
+def test_a_slot_is_free_when_the_first_run_ends_a_model_idle_when_its_last_does() -> None:
+    view = a_view(slots=2)
+    view.reserve(RUN, Hold("m:1", ends_at=30.0))
+    view.reserve(OTHER, Hold("m:1"))
+    assert view.frees_at(10.0, 7.0) == 17.0
+    assert view.frees_at(10.0, 70.0) == 30.0
+    assert view.frees_at(40.0, 70.0) == 40.0  # it is late: any moment
+    assert view.busy_with("m:1", 10.0, 70.0) == 80.0
+    assert view.busy_with("x:1", 10.0, 70.0) == 10.0
 
 
 class Worker:
@@ -266,7 +312,7 @@ def test_whatever_is_late_or_lost_slots_are_neither_leaked_nor_given_twice(taken
                 run = (a_key(f"r{n % 3}"), n % 3)
                 if n % 3 not in ordered:  # an epoch is ordered by its binding, once; asking again holds nothing
                     ordered.add(n % 3)
-                    view.reserve(run, "m:1")
+                    view.reserve(run, Hold("m:1"))
                 worker.begin(n % 3)
             case "end":
                 worker.end(n % 3)

@@ -109,7 +109,7 @@ class Arriero(Policy):
         view = self._fleet.nodes[name]
         if {self._canonical[model] for model in self._simulated[name].residents} != view.loaded:
             view.take(self._beat(self._simulated[name]), BEGIN_S + now)
-            self._scheduler.pricing.prefixes.keep_only(name, view.loaded)
+            self._scheduler.pricing.prefixes.keep_only(name, view.loaded | view.loading)
 
     def _beat(self, node: SimulatedNode) -> Heartbeat:
         self._beats += 1

@@ -36,8 +36,8 @@ class FirstFree(Policy):
     def started(self, job: Job, node: str, now: float) -> None:
         self.told.append(("started", job.id, node, now))
 
-    def loaded(self, job: Job, node: str, now: float, seconds: float) -> None:
-        self.told.append(("loaded", job.id, now, seconds))
+    def loaded(self, model: str, node: str, now: float, seconds: float) -> None:
+        self.told.append(("loaded", model, now, seconds))
 
     def first_token(self, job: Job, node: str, now: float, prefill_s: float, prefilled_tokens: int) -> None:
         self.told.append(("first_token", job.id, now, round(prefill_s, 6), prefilled_tokens))
@@ -74,7 +74,7 @@ def test_a_policy_hears_what_a_router_would():
 
     assert made.policy.told == [
         ("started", 0, "n1", 0),
-        ("loaded", 0, 4.5, 4.5),
+        ("loaded", "a", 4.5, 4.5),
         ("first_token", 0, 5.5, 1, 100),
         ("finished", 0, 6.5, Observed(4.5, 100, 1, 10, 1)),
         ("started", 1, "n1", 6.5),
@@ -88,7 +88,7 @@ def test_a_load_is_told_without_its_wait_a_jobs_load_with_it():
     play(fleet(node(slots=2)), [job(0, "a"), job(0, "b")], made)
 
     told = made.policy.told
-    assert [entry for entry in told if entry[0] == "loaded"] == [("loaded", 0, 4.5, 4.5), ("loaded", 1, 9, 4.5)]
+    assert [entry for entry in told if entry[0] == "loaded"] == [("loaded", "a", 4.5, 4.5), ("loaded", "b", 9, 4.5)]
     assert [entry[3].load_s for entry in told if entry[0] == "finished"] == [4.5, 9]
 
 
