@@ -31,7 +31,8 @@ ERROR_BODY_S = 5.0
 END_OF_BODY_S = 1.0
 MAX_ERROR_BODY = 64 * 1024
 SEND_AT_ONCE = 256 * 1024
-SPARE_CONNECTIONS = 14  # beyond the slots: runs taken on beside them, inventory, model work, connections that are being closed
+# Beyond the slots: runs taken on beside them, inventory, model work, connections that are being closed.
+SPARE_CONNECTIONS = 14
 
 # All that can go wrong on the way; the transport lets some of aiohttp's own errors through (an answer that is no HTTP).
 TROUBLE = (httpx.HTTPError, httpx.StreamError, aiohttp.ClientError, OSError)
