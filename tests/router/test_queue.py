@@ -150,7 +150,7 @@ def test_what_is_given_back_was_never_had(taken, later: float) -> None:  # type:
     for n, (client, at) in enumerate(sorted(taken, key=lambda pair: pair[1])):
         queue.serve(JobKey(client, f"r{n}"), at, a_job(n, client))
     for n, (client, _) in enumerate(sorted(taken, key=lambda pair: pair[1])):
-        queue.ended(JobKey(client, f"r{n}"), 500 + later)
+        queue.ended(JobKey(client, f"r{n}"), 500 + later, tokens=0)
     for client, had in queue._had.items():
         assert math.isclose(had, before.get(client, 0.0), abs_tol=1e-3)
 
@@ -321,9 +321,17 @@ def test_those_who_have_left_are_not_kept_behind_a_head_that_stays() -> None:
 def test_a_job_that_was_given_back_gets_its_old_place() -> None:
     queue = a_queue(a_job(1), a_job(2, "ben"))
     queue.serve(JobKey("ann", "j1"), 0.0)
-    queue.ended(JobKey("ann", "j1"), 1.0)
+    queue.ended(JobKey("ann", "j1"), 1.0, tokens=0)
     queue.add(a_job(1))
     assert [job.key.job for job in queue.order()] == ["j1", "j2"]
+
+
+def test_what_nobody_says_the_cost_of_stays_charged() -> None:
+    queue = PendingQueue()
+    queue.serve(JobKey("ann", "j1"), 0.0, a_job(1))
+    before = queue._had["ann"]
+    queue.ended(JobKey("ann", "j1"), 1.0)
+    assert queue._had["ann"] == before
 
 
 def test_jobs_go_and_shares_stay_when_the_queue_is_cleared() -> None:
