@@ -130,6 +130,8 @@ def test_a_node_that_failed_the_job_comes_last() -> None:
     avoid = frozenset({"a"})
     assert decided(a_node("a", loaded=("m:1",)), a_node("b"), avoid=avoid) == {"j1": "b"}
     assert decided(a_node("a", loaded=("m:1",)), avoid=avoid) == {"j1": "a"}
+    assert decided(a_node("a", loaded=("m:1",)), a_node("b", loaded=("m:1",)), avoid=avoid) == {"j1": "b"}
+    assert decided(a_node("a"), a_node("b"), avoid=avoid) == {"j1": "b"}
     run = (JobKey("acme", "r"), 1)
     busy = a_node("b", loaded=("m:1",), slots=1, running=[run])
     assert decided(a_node("a", loaded=("m:1",)), busy, avoid=avoid) == {}  # b will be free again
