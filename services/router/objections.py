@@ -19,6 +19,8 @@ def unfit(node: NodeView, catalog: Catalog, *, now: float, connected_at: float) 
     beat = node.beat
     if beat.draining or catalog.draining(node.name):
         return "node is draining"
+    if beat.slots <= 0:
+        return "has no slots"
     if not beat.reachable:
         return "its Ollama fell silent and is being watched" if node.suspect else "its Ollama does not answer"
     if now < node.set_aside_until:

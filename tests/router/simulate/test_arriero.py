@@ -9,7 +9,7 @@ from services.router.simulate.arriero import Arriero
 from services.router.simulate.fleet import Fleet
 from services.router.simulate.report import Report, report
 from services.router.simulate.workload import make_workload
-from tests.router.simulate.playing import fleet, node, play
+from tests.router.simulate.playing import fleet, job, node, play
 from tests.router.simulate.test_invariants import a_fleet, jobs, nodes
 
 SIZES = {"a": 4.9, "b": 2.0, "c": 7.5, "d": 3.3, "e": 5.2, "f": 8.0, "g": 2.8, "h": 6.1, "i": 4.1, "j": 3.9}  # GB
@@ -47,6 +47,15 @@ def test_a_flood_of_one_client_reaches_no_other() -> None:
     for client, figures in by["arriero"].clients.items():
         if client != "flood":
             assert figures.ttft_p95 <= 1.25 * by["oracle"].clients[client].ttft_p95
+
+
+def test_a_cold_model_gets_in_although_one_client_asks_for_far_more_than_there_is() -> None:
+    """One slot, models that do not fit together; three times what the slot can do waits for the one in memory."""
+    flood = [job(n * 2 / 3, "a") for n in range(1_500)]  # 2 s each
+    made = sorted([*flood, job(10, "b")], key=lambda one: one.t)
+    played = play(fleet(node(vram_gb=6)), made, "arriero")
+    (waited,) = (run.first_token_at - 10 for run, _ in played.runs if run.job.model == "b")
+    assert waited < 300
 
 
 @settings(max_examples=60, deadline=None)
