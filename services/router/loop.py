@@ -73,6 +73,7 @@ SWEEP_AT_ONCE = 1000  # jobs of the whole index looked at per tick: 20,000 in fi
 RETRY_MS = 1000  # after a deed that NATS did not let through
 FRESH_MS = 60_000  # a submission older than this was read at a rebuild, and says nothing of what is asked for now
 LOAD_LOOK_S = 0.5
+SHOWN_S = 2.5  # a heartbeat comes every two seconds
 PLACES_S = 0.25
 FEW = 1000  # places of so many are reckoned at once when somebody new asks
 
@@ -217,7 +218,7 @@ class Router:
             for job in self._bound.values():
                 self._hold_slot(job)
         view = self.fleet.nodes[beat.node]
-        self.scheduler.pricing.prefixes.keep_only(view.name, view.loaded)
+        self.scheduler.pricing.prefixes.keep_only(view.name, view.loaded | view.loading)
         self.scheduler.pricing.see(view)
         self._wake.set()
 
@@ -583,7 +584,9 @@ class Router:
                 if answer.state is not ModelWork.RUNNING:
                     break
                 await asyncio.sleep(LOAD_LOOK_S)
-            failed = None if answer.state is ModelWork.DONE else time.monotonic()
+            if answer.state is ModelWork.DONE:
+                failed = None
+                await asyncio.sleep(SHOWN_S)  # until a heartbeat has it, or it would be loaded again
             if failed:
                 log.warning("model.not_loaded", model=model, node=view.name, status=answer.status)
         finally:

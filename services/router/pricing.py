@@ -142,7 +142,7 @@ class Pricing:
         needed = self._need(node, ask.model, ask.num_ctx)
         if self.exact_sizes and needed > capacity:
             return None
-        held = {canonical_model(m.name): m.size_vram or m.size for m in node.beat.loaded}
+        held = {canonical_model(m.name): m.size_vram for m in node.beat.loaded}
         for model in node.loading:
             held.setdefault(model, self._need(node, model, 0))
         for model in node.loaded - node.resident:

@@ -26,6 +26,7 @@ TOLERANCE = 0.5  # of a share: chance alone brings that much within the memory o
 FADES_S = 120.0  # after so long what a client had counts a third
 OUTPUT_COSTS = 2.0  # of an input token (the same paper; a decoded token takes far longer than a prefilled one)
 MIN_WEIGHT = 1e-3
+LEAST = 1.0  # tokens: who has had next to nothing is no measure
 SLACK = 1000  # entries of those who left, in a lane whose head stays
 
 
@@ -265,8 +266,10 @@ class PendingQueue:
 
     def _see_who_is_over(self) -> None:
         active = self._waits.keys() | self._runs.keys()
-        share = sum(self._had.get(client, 0.0) for client in active) / max(1, len(active)) or 1.0
-        over = {c: n for c in active if (n := int((self._had.get(c, 0.0) / share - 1) / TOLERANCE)) > 0}
+        had = {client: self._had.get(client, 0.0) for client in active}
+        total, others = sum(had.values()), len(active) - 1
+        # Against the mean of the others: of two clients one would need three times the other's to be half over their mean.
+        over = {c: n for c in active if others and (n := int((had[c] * others / max(total - had[c], LEAST) - 1) / TOLERANCE)) > 0}
         if over != self._over:
             self._over = over
             self._first.clear()
