@@ -51,7 +51,7 @@ def quote_view(submission: Submission, answer: QuoteAnswer) -> dict[str, Any]:
 def too_late(submission: Submission, answer: QuoteAnswer) -> Fault | None:
     """The refusal of a job that is expected to end after its deadline; None when it is not, or nobody knows."""
     finish_s, deadline_s = answer.finish_s, submission.deadline_s
-    if finish_s is None or finish_s <= deadline_s:
+    if finish_s is None or answer.guessed or finish_s <= deadline_s:
         return None
     message = (
         f"the job would end in about {finish_s:.0f} s, after its deadline of {deadline_s:g} s; it was not stored: "

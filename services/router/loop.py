@@ -197,7 +197,13 @@ class Router:
         )
         found = outlook.prospect(self._look(), waiting, ask)
         return encode(
-            QuoteAnswer(decision=found.decision, reason=found.reason, start_s=found.start_s, finish_s=found.finish_s)
+            QuoteAnswer(
+                decision=found.decision,
+                reason=found.reason,
+                start_s=found.start_s,
+                finish_s=found.finish_s,
+                guessed=not self.scheduler.pricing.has_seen(ask.model),
+            )
         )
 
     async def erase(self, message: Message) -> bytes:

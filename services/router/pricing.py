@@ -114,6 +114,10 @@ class Pricing:
     def work(self, model: str) -> float:
         return self._work.get(model, 5.0)
 
+    def has_seen(self, model: str) -> bool:
+        """A job of it ended well: what is predicted is more than a guess."""
+        return model in self._work
+
     def worked(self, model: str, seconds: float) -> None:
         """A job of this model took a slot for so long, its load not counted."""
         self._work[model] = seconds if model not in self._work else 0.9 * self._work[model] + 0.1 * seconds

@@ -269,7 +269,11 @@ class PendingQueue:
         had = {client: self._had.get(client, 0.0) for client in active}
         total, others = sum(had.values()), len(active) - 1
         # Against the mean of the others: of two clients one would need three times the other's to be half over their mean.
-        over = {c: n for c in active if others and (n := int((had[c] * others / max(total - had[c], LEAST) - 1) / TOLERANCE)) > 0}
+        over = {
+            c: n
+            for c in active
+            if others and (n := int((had[c] * others / max(total - had[c], LEAST) - 1) / TOLERANCE)) > 0
+        }
         if over != self._over:
             self._over = over
             self._first.clear()

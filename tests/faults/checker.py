@@ -390,6 +390,10 @@ class _Checker:
                 self.counts[f"503 {code}"] += 1
                 if not call.get("retry_after"):
                     self._say(Kind.STATUS, call["op"], "a 503 without Retry-After", call["t"])
+            elif status == 429 and code == "deadline_unmeetable":  # predicted to end too late: nothing was stored
+                self.counts["429 deadline_unmeetable"] += 1
+                if not call.get("retry_after"):
+                    self._say(Kind.STATUS, call["op"], "a 429 without Retry-After", call["t"])
             elif status == 409 and code == "position_lost":
                 self.counts["resumes answered by 409 position_lost"] += 1
             elif call.get("other_body") and status == 422:

@@ -42,6 +42,7 @@ class Client:
         self._draw = random.Random(f"client {script.n} {script.prompt}")
         self._life = 0
         self._job: str | None = None
+        self._more_time_s = 0.0  # beyond the script's deadline, when that was refused as too short
         self._ended = False
 
     async def play(self) -> None:
@@ -147,7 +148,7 @@ class Client:
             asked = {"messages": [{"role": "user", "content": s.prompt}]}
         else:
             asked = {"prompt": s.prompt}
-        return {"model": s.model, "priority": s.priority, "deadline_s": s.deadline_s, **asked}
+        return {"model": s.model, "priority": s.priority, "deadline_s": s.deadline_s + self._more_time_s, **asked}
 
     async def _submit(self) -> str:
         """The id of an acked job, whatever it takes."""
@@ -161,6 +162,8 @@ class Client:
                 if found["status"] == 200:
                     self._job = str(call["job"])
                     return self._job
+            elif call.get("code") == "deadline_unmeetable":
+                self._more_time_s += 2.0
             elif call["status"] not in (0, 503):
                 raise GaveUp(f"submit answered {call['status']} {call.get('code')}")
             await asyncio.sleep(RETRY_S)

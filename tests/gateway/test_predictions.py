@@ -53,3 +53,7 @@ def test_what_ends_after_its_deadline_is_refused_with_the_time_that_is_missing(
 ) -> None:
     refusal = too_late(submission(), QuoteAnswer(start_s=1.0, finish_s=finish_s))
     assert (refusal and refusal.retry_after_s) == retry_after_s
+
+
+def test_a_mere_guess_refuses_nothing() -> None:
+    assert too_late(submission(), QuoteAnswer(start_s=1.0, finish_s=1e9, guessed=True)) is None

@@ -75,6 +75,7 @@ async def test_a_quote_says_where_a_job_would_go_and_holds_nothing(bus: Bus, rou
         assert answer.start_s is not None
         assert answer.finish_s is not None
         assert 0 < answer.start_s < answer.finish_s
+        assert answer.guessed
         assert not router.fleet.nodes[warm.node].runs
         assert len(router.queue) == 0
 
@@ -194,6 +195,7 @@ async def test_finished_jobs_teach_how_fast_a_node_is(bus: Bus, routers: Routers
         assert before != after
         assert (round(after.prefill_s, 6), round(after.decode_s, 6)) == (0.002, 0.1)
         assert router.scheduler.pricing.rates.answer_tokens("acme", "m:1", 0) == 100
+        assert not (await quoted(bus)).guessed
 
 
 async def test_a_burst_of_one_client_does_not_come_before_everybody_else(bus: Bus, routers: Routers) -> None:

@@ -111,12 +111,14 @@ class Quote(Contract, frozen=True, kw_only=True):
 
 
 class QuoteAnswer(Contract, frozen=True, kw_only=True):
-    """`decision` None: no node can take it at all, `reason` says why. Seconds from now, as predicted."""
+    """`decision` None: no node can take it at all, `reason` says why. Seconds from now, as predicted; `guessed`: from nothing
+    that was seen of this model."""
 
     decision: Decision | None = None
     reason: str = ""
     start_s: float | None = None
     finish_s: float | None = None
+    guessed: bool = False
 
 
 class ModelOp(StrEnum):
