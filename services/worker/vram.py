@@ -74,3 +74,4 @@ async def _output(program: str) -> str:
         if process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
+            await process.wait()
