@@ -145,7 +145,7 @@ class Look:
 
     def _place_another(self, head: Waiting) -> Placement | None:
         """The slot is for the next one who does not prefer to wait for another."""
-        for job in self._queue.turns(head.model)[1:LOOKS_AT]:
+        for job in self._queue.turns(head.model, LOOKS_AT)[1:]:
             placement = self._place(job, self._scheduler.asks[job.key])
             if isinstance(placement, Placement):
                 return placement

@@ -7,15 +7,15 @@ Shares are counted in tokens over the client's weight, as virtual token counters
 and a client within `TOLERANCE` of its share counts as level: always serving the smallest counter is fair to the token, and makes
 everybody who asks at random wait far longer than first come, first served (ADR 8).
 
-One lane per model, class and client, so that a look for work costs as many steps as there are lanes of the models that have
-changed, not jobs. Entries of jobs that have left are dropped when they come up.
+One lane per model, class and client, and for each model a heap of the heads of its lanes, so that a look for work costs as many
+steps as lanes have changed since, not jobs and not lanes. Entries that do not stand any more are dropped when they come up.
 """
 
 import heapq
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from libs.common.contracts.requests import Priority
 from libs.common.contracts.subjects import JobKey
@@ -26,6 +26,7 @@ TOLERANCE = 0.5  # of a share: chance alone brings that much within the memory o
 FADES_S = 120.0  # after so long what a client had counts a third
 OUTPUT_COSTS = 2.0  # of an input token (the same paper; a decoded token takes far longer than a prefilled one)
 SLACK = 1000  # entries of those who left, in a lane whose head stays
+SLACK_HEADS = 64  # the same among heads, besides four for each lane
 
 
 class Waiting(NamedTuple):
@@ -57,6 +58,9 @@ class PendingQueue:
         self._jobs: dict[JobKey, tuple[Waiting, int]] = {}  # with the rank it has risen to
         self._lanes: dict[str, dict[Lane, list[tuple[float, int, JobKey]]]] = {}
         self._first: dict[str, tuple[Turn, Waiting] | None] = {}  # of each model, as long as nothing of it changed
+        self._heads: dict[str, list[tuple[Turn, JobKey]]] = {}  # of lanes, by model: a heap
+        self._stale: dict[str, set[str]] = {}  # by model: clients whose lanes have changed since its heap was looked at
+        self._limited: set[str] = set()  # clients that may run only so many at once, some time
         self._had: dict[str, float] = {}  # tokens over weight, by client, in units that grow as the past fades
         self._fades_from = 0.0  # seconds: when such a unit was one token
         self._over: dict[str, int] = {}  # clients that had more than their share, by how many tolerances
@@ -77,6 +81,8 @@ class PendingQueue:
         self._jobs.clear()
         self._lanes.clear()
         self._first.clear()
+        self._heads.clear()
+        self._stale.clear()
         self._waits.clear()
         self._of_model.clear()
         self._created.clear()
@@ -96,6 +102,8 @@ class PendingQueue:
         self._waits[client] += 1
         self._of_model[job.model][client] += 1
         self._created[job.model] += job.created_ms
+        if job.max_running:
+            self._limited.add(client)
         self._put(job, RANK[job.priority])
 
     def discard(self, key: JobKey) -> None:
@@ -103,7 +111,7 @@ class PendingQueue:
         if known is None:
             return
         job = known[0]
-        self._first.pop(job.model, None)
+        self._touch(job.model, key.client)
         self._less(self._waits, key.client)
         self._less(self._of_model[job.model], key.client)
         self._created[job.model] -= job.created_ms
@@ -165,17 +173,37 @@ class PendingQueue:
         """The next job of each model, best first. Do not change the queue while iterating."""
         found = []
         for model in list(self._lanes):
-            first = self._first[model] if model in self._first else self._look(model)
+            first = self._first_of(model)
             if first is not None:
                 found.append(first)
         found.sort(key=lambda pair: pair[0])
         for _, job in found:
             yield job
 
-    def turns(self, model: str) -> list[Waiting]:
-        """All jobs of a model whose client may run more, the next one first; counts through them."""
-        found = [(self._turn(job, rank), job) for job, rank in self._jobs.values() if job.model == model]
-        return [job for _, job in sorted(found, key=lambda pair: pair[0]) if not self._at_limit(job)]
+    def turns(self, model: str, most: int) -> list[Waiting]:
+        """The jobs of a model that would be served next, one after the other, were no client charged for them."""
+        if model not in self._lanes or self._first_of(model) is None:
+            return []
+        heap, lanes = self._heads[model].copy(), self._lanes[model]
+        found: list[Waiting] = []
+        walks: dict[Lane, Iterator[Waiting]] = {}
+        seen: set[JobKey] = set()
+        while heap and len(found) < most:
+            turn, key = heapq.heappop(heap)
+            lane = (turn[0], key.client)
+            if key in seen or not (lane in walks or self._leads(model, turn, key)):
+                continue
+            seen.add(key)
+            job = self._jobs[key][0]
+            if not self._at_limit(job):
+                found.append(job)
+            walk = walks.get(lane)
+            if walk is None:
+                walk = walks[lane] = self._walk(lanes[lane], turn[0])
+            following = next((job for job in walk if job.key not in seen), None)
+            if following is not None:
+                heapq.heappush(heap, (self._turn(following, turn[0]), following.key))
+        return found
 
     def order(self) -> list[Waiting]:
         """All of them, in the order of their turns, as far as shares tell today; deadlines within a client not counted."""
@@ -203,7 +231,7 @@ class PendingQueue:
         self._jobs[job.key] = (job, rank)
         lane = self._lanes.setdefault(job.model, {}).setdefault((rank, job.key.client), [])
         heapq.heappush(lane, (job.deadline_ms, job.submitted, job.key))
-        self._first.pop(job.model, None)
+        self._touch(job.model, job.key.client)
         if len(lane) > 2 * len(self._jobs) + SLACK:
             lane[:] = sorted(entry for entry in set(lane) if self._stands(entry, rank))
 
@@ -218,22 +246,60 @@ class PendingQueue:
             heapq.heappop(lane)
         return None
 
+    def _walk(self, lane: list[tuple[float, int, JobKey]], rank: int) -> Iterator[Waiting]:
+        """All that stand in a lane, in order, without taking anything out of its heap."""
+        frontier = [(lane[0], 0)] if lane else []
+        while frontier:
+            entry, at = heapq.heappop(frontier)
+            for child in (2 * at + 1, 2 * at + 2):
+                if child < len(lane):
+                    heapq.heappush(frontier, (lane[child], child))
+            if self._stands(entry, rank):
+                yield self._jobs[entry[2]][0]
+
+    def _touch(self, model: str, client: str) -> None:
+        self._first.pop(model, None)
+        self._stale.setdefault(model, set()).add(client)
+
+    def _first_of(self, model: str) -> tuple[Turn, Waiting] | None:
+        return self._first[model] if model in self._first else self._look(model)
+
     def _look(self, model: str) -> tuple[Turn, Waiting] | None:
-        lanes = self._lanes[model]
-        best: tuple[Turn, Waiting] | None = None
-        for (rank, client), lane in list(lanes.items()):
+        lanes, heap = self._lanes[model], self._heads.setdefault(model, [])
+        for client in self._stale.pop(model, ()):
+            self._see_lanes(lanes, heap, client)
+        if len(heap) > 4 * len(lanes) + SLACK_HEADS:
+            heap.clear()
+            for client in {client for _, client in lanes}:
+                self._see_lanes(lanes, heap, client)
+        while heap and not self._leads(model, *heap[0]):
+            heapq.heappop(heap)
+        best = (heap[0][0], self._jobs[heap[0][1]][0]) if heap else None
+        if lanes:
+            self._first[model] = best
+        else:
+            for table in (self._lanes, self._heads):
+                del table[model]
+        return best
+
+    def _see_lanes(self, lanes: dict[Lane, list[Any]], heap: list[tuple[Turn, JobKey]], client: str) -> None:
+        for rank in RANK.values():
+            lane = lanes.get((rank, client))
+            if lane is None:
+                continue
             job = self._head(lane, rank)
             if job is None:
                 del lanes[rank, client]
             elif not self._at_limit(job):
-                turn = self._turn(job, rank)
-                if best is None or turn < best[0]:
-                    best = turn, job
-        if lanes:
-            self._first[model] = best
-        else:
-            del self._lanes[model]
-        return best
+                heapq.heappush(heap, (self._turn(job, rank), job.key))
+
+    def _leads(self, model: str, turn: Turn, key: JobKey) -> bool:
+        """Is this job still the head of its lane, with that turn, and may it run?"""
+        known = self._jobs.get(key)
+        if known is None or known[0].model != model or self._turn(*known) != turn or self._at_limit(known[0]):
+            return False
+        lane = self._lanes[model].get((known[1], key.client))
+        return lane is not None and self._head(lane, known[1]) is known[0]
 
     def _at_limit(self, job: Waiting) -> bool:
         return bool(job.max_running) and self._runs.get(job.key.client, 0) >= job.max_running
@@ -248,18 +314,24 @@ class PendingQueue:
             self._fades_from = now
         unit = math.exp((now - self._fades_from) / FADES_S)
         self._had[client] = max(0.0, self._had.get(client, 0.0) + tokens * unit)
+        if client in self._limited:  # it may have reached its limit, or be below it again
+            self._touch_all(client)
+        self._see_who_is_over()
+
+    def _touch_all(self, client: str) -> None:
         for model, waiting in self._of_model.items():
             if client in waiting:
-                self._first.pop(model, None)  # it may have reached its limit
-        self._see_who_is_over()
+                self._touch(model, client)
 
     def _see_who_is_over(self) -> None:
         active = self._waits.keys() | self._runs.keys()
         share = sum(self._had.get(client, 0.0) for client in active) / max(1, len(active)) or 1.0
         over = {c: n for c in active if (n := int((self._had.get(c, 0.0) / share - 1) / TOLERANCE)) > 0}
         if over != self._over:
-            self._over = over
-            self._first.clear()
+            before, self._over = self._over, over
+            for client in before.keys() | over.keys():
+                if before.get(client) != over.get(client):
+                    self._touch_all(client)
 
     @staticmethod
     def _less(counts: dict[str, int], name: str) -> None:
