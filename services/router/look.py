@@ -1,5 +1,6 @@
 """One look at queue and fleet, at one moment: what is to be bound or loaded now. Pure."""
 
+import itertools
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -11,6 +12,7 @@ from services.router.decide import Need, Priced
 from services.router.fleet import Hold, NodeView, Preload
 from services.router.pricing import Ask, Terms
 from services.router.queue import Waiting
+from services.router.roster import Able
 
 if TYPE_CHECKING:
     from services.router.scheduler import Scheduler
@@ -50,26 +52,19 @@ WAITS = Waits()
 class Look:
     def __init__(self, scheduler: "Scheduler", now: float, now_ms: float, connected_at: float) -> None:
         self._scheduler, self._queue, self._pricing = scheduler, scheduler.queue, scheduler.pricing
-        self.now, self._now_ms = now, now_ms
-        self.unfit: list[tuple[str, str]] = []
-        self.fit: list[NodeView] = []
-        for node in scheduler.fleet.nodes.values():
-            why = objections.unfit(node, self._pricing.catalog, now=now, connected_at=connected_at)
-            if why is None:
-                self.fit.append(node)
-            else:
-                self.unfit.append((node.name, why))
+        self.now, self._now_ms, self._connected_at = now, now_ms, connected_at
+        self.roster = scheduler.roster
+        self.roster.refresh(now, connected_at)
         self._held: set[str] = set()
-        self._slots = sum(node.beat.slots for node in self.fit)
-        self._able: dict[tuple[str, Priority], list[NodeView]] = {}
         self._backlog: Backlog | None = None
         self._best_of: dict[str, list[Priced]] = {}
 
     def next(self) -> Placement | Loading | None:
+        self.roster.refresh(self.now, self._connected_at)
         loading = self._next_copy()
         if loading is not None:
             return loading
-        if not any(node.free_slots > 0 for node in self.fit):
+        if not self.roster.free:
             return None
         for head in self._queue.heads():
             if head.model not in self._held:
@@ -94,15 +89,15 @@ class Look:
 
     def ranked(self, ask: Ask) -> list[Priced]:
         """All nodes that could run it, with or without a free slot."""
-        return decide.rank(ask, self._price(ask, self.able(ask)))
+        return decide.rank(ask, self._price(ask, self.able(ask).values()))
 
     def starts_in(self, ask: Ask, ahead: float) -> float | None:
         """Seconds until the first token of a job that has this share of its model's queue before it; None: no node can run it."""
         able = self.able(ask)
-        holders = [node for node in able if ask.model in node.resident or ask.model in node.loading]
+        holders = self.roster.holders(ask.model, ask.priority)
         ranked = self._best_of.get(ask.model)
         if ranked is None:
-            ranked = self._best_of[ask.model] = decide.rank(ask, self._price(ask, holders or able))
+            ranked = self._best_of[ask.model] = decide.rank(ask, self._price(ask, holders or able.values()))
         if not ranked:
             return None
         drains = self._look_at_backlog().drains_in(ask.model, (node.name for node in holders))
@@ -111,22 +106,14 @@ class Look:
 
     # -- a job ---------------------------------------------------------------------------------------------------------
 
-    def able(self, ask: Ask) -> list[NodeView]:
+    def able(self, ask: Ask) -> Able:
         """Nodes that could run it, had they a slot."""
-        known = self._able.get((ask.model, ask.priority))
-        if known is None:
-            known = [node for node in self.fit if self.objection(ask.model, node, ask.priority) is None]
-            self._able[ask.model, ask.priority] = known
-        return known
-
-    def objection(self, model: str, node: NodeView, priority: Priority) -> str | None:
-        size = node.sizes.get(model, 0)
-        return objections.unable(model, node, self._pricing.catalog, priority=priority, size=size)
+        return self.roster.able(ask.model, ask.priority)[0]
 
     def _place(self, head: Waiting, ask: Ask) -> Placement | Waits | None:
-        able = self.able(ask)
-        holders = [node for node in able if ask.model in node.resident or ask.model in node.loading]
-        free = [node for node in holders if objections.full(ask.model, node) is None]
+        holders = self.roster.holders(ask.model, ask.priority)
+        having_free = self.roster.free
+        free = [n for n in holders if n.name in having_free and objections.full(ask.model, n) is None]
         if free:
             best = decide.rank(ask, self._price(ask, free))
             # A slot that nobody takes is lost: only who is alone, or finds more of its prompt elsewhere, waits for a better one.
@@ -138,10 +125,10 @@ class Look:
                 if decide.worth_waiting(ask, best[0], waits):
                     return WAITS
             if best[0].node.name not in ask.avoid:
-                return self._placement(head, best, able)
+                return self._placement(head, best)
         elif holders and not ask.avoid.issuperset(node.name for node in holders):
             return None
-        return self._load(head, ask, able, holders)
+        return self._load(head, ask, holders)
 
     def _place_another(self, head: Waiting) -> Placement | None:
         """The slot is for the next one who does not prefer to wait for another."""
@@ -151,16 +138,20 @@ class Look:
                 return placement
         return None
 
-    def _load(self, head: Waiting, ask: Ask, able: list[NodeView], holders: list[NodeView]) -> Placement | None:
+    def _load(self, head: Waiting, ask: Ask, holders: list[NodeView]) -> Placement | None:
         """No node holds it, or only such that have failed this job."""
-        others = [node for node in able if node not in holders or ask.model not in node.resident | node.loading]
-        others = [node for node in others if objections.full(ask.model, node) is None]
+        able, holding = self.able(ask), {node.name for node in holders}
+        others = [
+            node
+            for name, node in self.roster.free.items()
+            if name in able and name not in holding and objections.full(ask.model, node) is None
+        ]
         waiting = self._look_at_backlog()
         ranked = decide.rank(ask, self._price(ask, others))
         ranked.sort(key=lambda p: (p.node.name in ask.avoid, p.score + waiting.levels.get(p.node.name, 0.0)))
         failed_before = [node for node in holders if objections.full(ask.model, node) is None]
         if (not ranked or ranked[0].node.name in ask.avoid) and failed_before:
-            return self._placement(head, decide.rank(ask, self._price(ask, failed_before)), able)
+            return self._placement(head, decide.rank(ask, self._price(ask, failed_before)))
         if not ranked:
             return None
         best = ranked[0]
@@ -170,7 +161,7 @@ class Look:
         )
         level = waiting.levels.get(best.node.name, 0.0)
         queued = sum(self.waiting(model) for model in best.node.resident)
-        return self._placement(head, ranked, able) if decide.pays(need, best, level=level, queued=queued) else None
+        return self._placement(head, ranked) if decide.pays(need, best, level=level, queued=queued) else None
 
     def _price(self, ask: Ask, nodes: Iterable[NodeView]) -> list[tuple[NodeView, Terms]]:
         return [
@@ -179,24 +170,23 @@ class Look:
             if (terms := self._pricing.terms(ask, node, self._harm, self.now)) is not None
         ]
 
-    def _placement(self, job: Waiting, ranked: list[Priced], able: list[NodeView]) -> Placement:
+    def _placement(self, job: Waiting, ranked: list[Priced]) -> Placement:
         best, terms = ranked[0], ranked[0].terms
         ready_at = self.now + terms.load_s
         ends_at = ready_at + terms.prefill_s + terms.decode_s
-        refused = list(self.unfit)
-        priced = {each.node.name for each in ranked}
-        for node in self.fit:
-            if len(refused) + len(priced) >= decide.MAX_CANDIDATES_KEPT:
-                break
-            if node.name not in priced:
-                refused.append((node.name, self._why_not(job, node)))
+        room = max(0, decide.MAX_CANDIDATES_KEPT - len(ranked))
+        refused = list(itertools.islice(self.roster.unfit.items(), room))
+        if len(refused) < room:
+            priced = {each.node.name for each in ranked}
+            others = (node for name, node in self.roster.fit.items() if name not in priced)
+            refused += [(n.name, self._why_not(job, n)) for n in itertools.islice(others, room - len(refused))]
         waited_ms = max(0, int(self._now_ms - job.created_ms))
         decision = decide.explain(best, ranked[1:], refused, waited_ms=waited_ms)
         hold = Hold(job.model, ready_at=ready_at, ends_at=ends_at, evict=terms.evict)
         return Placement(job, best.node, hold, decision)
 
     def _why_not(self, job: Waiting, node: NodeView) -> str:
-        why = self.objection(job.model, node, job.priority) or objections.full(job.model, node)
+        why = self.roster.objection(job.model, node, job.priority) or objections.full(job.model, node)
         return why or "would have to load the model, others hold it"
 
     # -- copies --------------------------------------------------------------------------------------------------------
@@ -215,24 +205,24 @@ class Look:
 
     def _pinned(self) -> Loading | None:
         for model, policy in self._pricing.catalog.models.items():
-            for node in self.fit:
-                if node.name in policy.pins and model in node.disk and model not in node.loaded and not node.loading:
+            for name in policy.pins:
+                if (node := self.roster.fit.get(name)) is not None and model in node.disk and model not in node.loaded and not node.loading:
                     terms = self._pricing.terms(Ask(model, Priority.NORMAL, 0, 0), node, self._harm, self.now)
                     if terms is not None and not node.preload_failed(model, self.now):
                         return Loading(node, model, Preload(self.now + terms.load_s, terms.evict))
         return None
 
     def _best_copy(self) -> Loading | None:
-        looked = self._scheduler.survey(self.fit, self.now)
-        delayed = len(self._queue) / max(1, self._slots)
+        looked = self._scheduler.survey(self.now)
+        delayed = len(self._queue) / max(1, self.roster.slots)
         best: tuple[float, Loading | None] = (0.0, None)
         for model, load in looked.load.items():
             holders = looked.holders.get(model)
             if load <= 0 or not holders:
                 continue
             ask = Ask(model, Priority.NORMAL, 0, 0)
-            for node in self.fit:
-                if node.loading or node.name in holders or self.objection(model, node, Priority.NORMAL):
+            for node in self.able(ask).values():
+                if node.loading or node.name in holders:
                     continue
                 if node.preload_failed(model, self.now) or (not node.beat.vram and node.resident):
                     continue  # of a node whose memory is not known, it is not known either what would have to leave
@@ -248,7 +238,7 @@ class Look:
     def _harm(self, model: str, node: str) -> float:
         """Seconds that others lose when this model leaves that node."""
         scheduler, pricing = self._scheduler, self._pricing
-        looked = scheduler.survey(self.fit, self.now)
+        looked = scheduler.survey(self.now)
         view = scheduler.fleet.nodes[node]
         load_s = pricing.speed(view, model).load_s
         harm = PAYS_WITHIN_S * looked.loss(model, node, load_s)
@@ -262,11 +252,7 @@ class Look:
     def _look_at_backlog(self) -> Backlog:
         if self._backlog is None:
             waiting = self._queue.waiting_by_model()
-            holders: dict[str, list[NodeView]] = {}
-            for node in self.fit:
-                for model in node.resident | node.loading:
-                    if model in waiting:
-                        holders.setdefault(model, []).append(node)
+            holders = {model: nodes.values() for model, nodes in self.roster.held().items() if model in waiting}
             work = {model: self._pricing.work(model) for model in waiting}
-            self._backlog = backlog(waiting, work, holders, self._slots)
+            self._backlog = backlog(waiting, work, holders, self.roster.slots)
         return self._backlog
