@@ -218,7 +218,7 @@ class Look:
         best: tuple[float, Loading | None] = (0.0, None)
         for model, load in looked.load.items():
             holders = looked.holders.get(model)
-            if load <= 0 or not holders:
+            if load <= 0 or not holders or PAYS_WITHIN_S * looked.most(model) <= best[0]:
                 continue
             ask = Ask(model, Priority.NORMAL, 0, 0)
             for node in self.able(ask).values():
@@ -226,7 +226,7 @@ class Look:
                     continue
                 if node.preload_failed(model, self.now) or (not node.beat.vram and node.resident):
                     continue  # of a node whose memory is not known, it is not known either what would have to leave
-                load_s = self._pricing.speed(node, model).load_s
+                load_s = self._pricing.load_s(node, model)
                 gain = PAYS_WITHIN_S * looked.gain(model, node.name, load_s) - SURE * load_s * (1 + delayed)
                 if gain <= best[0]:
                     continue
@@ -240,7 +240,7 @@ class Look:
         scheduler, pricing = self._scheduler, self._pricing
         looked = scheduler.survey(self.now)
         view = scheduler.fleet.nodes[node]
-        load_s = pricing.speed(view, model).load_s
+        load_s = pricing.load_s(view, model)
         harm = PAYS_WITHIN_S * looked.loss(model, node, load_s)
         stays_s = max(STAYS_S, STAYS_LOADS * load_s)
         if self.now - view.loaded_at.get(model, 0.0) < stays_s and pricing.demand.per_second(model, self.now) > 0:

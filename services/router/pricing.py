@@ -105,6 +105,10 @@ class Pricing:
                 return Speed(speed.prefill_s * slower, speed.decode_s * slower, speed.load_s)
         return speed
 
+    def load_s(self, node: NodeView, model: str) -> float:
+        """`speed` without what only a job needs."""
+        return self.rates.speed(node.name, model, node.sizes.get(model, 0), cpu=node.beat.vram == 0).load_s
+
     def work(self, model: str) -> float:
         return self._work.get(model, 5.0)
 
