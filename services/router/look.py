@@ -224,11 +224,13 @@ class Look:
             for node in self.able(ask).values():
                 if node.loading or node.name in holders:
                     continue
-                if node.preload_failed(model, self.now) or (not node.beat.vram and node.resident):
+                if not node.beat.vram and node.resident:
                     continue  # of a node whose memory is not known, it is not known either what would have to leave
-                load_s = self._pricing.load_s(node, model)
-                gain = PAYS_WITHIN_S * looked.gain(model, node.name, load_s) - SURE * load_s * (1 + delayed)
+                gain = PAYS_WITHIN_S * looked.gain(model, node.name, 0.0)  # others hold it, so no load is saved
                 if gain <= best[0]:
+                    continue
+                gain -= SURE * self._pricing.load_s(node, model) * (1 + delayed)
+                if gain <= best[0] or node.preload_failed(model, self.now):
                     continue
                 terms = self._pricing.terms(ask, node, self._harm, self.now)
                 if terms is not None and gain - terms.harm_s > best[0]:
