@@ -56,11 +56,15 @@ class Look:
         self.roster = scheduler.roster
         self.roster.refresh(now, connected_at)
         self._held: set[str] = set()
+        self._acted = False  # a wish of this look may have been carried out
         self._backlog: Backlog | None = None
         self._best_of: dict[str, list[Priced]] = {}
+        self._drains: dict[str, float] = {}
 
     def next(self) -> Placement | Loading | None:
-        self.roster.refresh(self.now, self._connected_at)
+        if self._acted:
+            self.roster.refresh(self.now, self._connected_at)
+        self._acted = True
         loading = self._next_copy()
         if loading is not None:
             return loading
@@ -97,12 +101,18 @@ class Look:
         holders = self.roster.holders(ask.model, ask.priority)
         ranked = self._best_of.get(ask.model)
         if ranked is None:
-            ranked = self._best_of[ask.model] = decide.rank(ask, self._price(ask, holders or able.values()))
+            ranked = self._best_of[ask.model] = decide.rank(ask, self._price(ask, (holders or able).values()))
         if not ranked:
             return None
-        drains = self._look_at_backlog().drains_in(ask.model, (node.name for node in holders))
+        drains = self._drains_in(ask.model, holders)
         terms = ranked[0].terms
         return terms.wait_s + terms.load_s + terms.prefill_s + drains * ahead
+
+    def _drains_in(self, model: str, holders: Able) -> float:
+        known = self._drains.get(model)
+        if known is None:
+            known = self._drains[model] = self._look_at_backlog().drains_in(model, holders)
+        return known
 
     # -- a job ---------------------------------------------------------------------------------------------------------
 
@@ -112,21 +122,24 @@ class Look:
 
     def _place(self, head: Waiting, ask: Ask) -> Placement | Waits | None:
         holders = self.roster.holders(ask.model, ask.priority)
-        having_free = self.roster.free
-        free = [n for n in holders if n.name in having_free and objections.full(ask.model, n) is None]
+        free = [node for node in _both(holders, self.roster.free) if objections.full(ask.model, node) is None]
         if free:
             best = decide.rank(ask, self._price(ask, free))
             # A slot that nobody takes is lost: only who is alone, or finds more of its prompt elsewhere, waits for a better one.
             alone = self.waiting(ask.model) <= 1
-            busy = [node for node in holders if node.free_slots <= 0 and ask.model in node.resident]
-            if busy and (alone or ask.affinity):
+            if alone or ask.affinity:
                 cached = best[0].terms.cached_tokens
+                hopeful = holders
+                if not alone:
+                    names = self._pricing.prefixes.holding_more(holders, ask.model, ask.affinity, cached)
+                    hopeful = {name: holders[name] for name in names}
+                busy = [n for n in hopeful.values() if n.free_slots <= 0 and ask.model in n.resident]
                 waits = [(node, t) for node, t in self._price(ask, busy) if alone or t.cached_tokens > cached]
                 if decide.worth_waiting(ask, best[0], waits):
                     return WAITS
             if best[0].node.name not in ask.avoid:
                 return self._placement(head, best)
-        elif holders and not ask.avoid.issuperset(node.name for node in holders):
+        elif holders and not ask.avoid.issuperset(holders):
             return None
         return self._load(head, ask, holders)
 
@@ -138,18 +151,17 @@ class Look:
                 return placement
         return None
 
-    def _load(self, head: Waiting, ask: Ask, holders: list[NodeView]) -> Placement | None:
+    def _load(self, head: Waiting, ask: Ask, holders: Able) -> Placement | None:
         """No node holds it, or only such that have failed this job."""
-        able, holding = self.able(ask), {node.name for node in holders}
         others = [
             node
-            for name, node in self.roster.free.items()
-            if name in able and name not in holding and objections.full(ask.model, node) is None
+            for node in _both(self.able(ask), self.roster.free)
+            if node.name not in holders and objections.full(ask.model, node) is None
         ]
         waiting = self._look_at_backlog()
         ranked = decide.rank(ask, self._price(ask, others))
         ranked.sort(key=lambda p: (p.node.name in ask.avoid, p.score + waiting.levels.get(p.node.name, 0.0)))
-        failed_before = [node for node in holders if objections.full(ask.model, node) is None]
+        failed_before = [node for node in holders.values() if objections.full(ask.model, node) is None]
         if (not ranked or ranked[0].node.name in ask.avoid) and failed_before:
             return self._placement(head, decide.rank(ask, self._price(ask, failed_before)))
         if not ranked:
@@ -258,3 +270,10 @@ class Look:
             work = {model: self._pricing.work(model) for model in waiting}
             self._backlog = backlog(waiting, work, holders, self.roster.slots)
         return self._backlog
+
+
+def _both(some: Able, others: Able) -> list[NodeView]:
+    """Nodes that are in both; as many steps as the smaller has."""
+    if len(others) < len(some):
+        some, others = others, some
+    return [node for name, node in some.items() if name in others]

@@ -12,6 +12,7 @@ steps as lanes have changed since, not jobs and not lanes. Entries that do not s
 """
 
 import heapq
+import itertools
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -186,23 +187,24 @@ class PendingQueue:
             return []
         heap, lanes = self._heads[model].copy(), self._lanes[model]
         found: list[Waiting] = []
-        walks: dict[Lane, Iterator[Waiting]] = {}
+        walks: dict[Lane, Iterator[Waiting]] = {}  # what comes after a lane's head
+        following: dict[Lane, JobKey | None] = {}
         seen: set[JobKey] = set()
         while heap and len(found) < most:
             turn, key = heapq.heappop(heap)
             lane = (turn[0], key.client)
-            if key in seen or not (lane in walks or self._leads(model, turn, key)):
+            if key in seen or (key != following[lane] if lane in following else not self._leads(model, turn, key)):
                 continue
             seen.add(key)
             job = self._jobs[key][0]
             if not self._at_limit(job):
                 found.append(job)
-            walk = walks.get(lane)
-            if walk is None:
-                walk = walks[lane] = self._walk(lanes[lane], turn[0])
-            following = next((job for job in walk if job.key not in seen), None)
-            if following is not None:
-                heapq.heappush(heap, (self._turn(following, turn[0]), following.key))
+            if lane not in walks:
+                walks[lane] = self._walk(lanes[lane], turn[0])
+            after = next((job for job in walks[lane] if job.key not in seen), None)
+            following[lane] = after.key if after else None
+            if after is not None:
+                heapq.heappush(heap, (self._turn(after, turn[0]), after.key))
         return found
 
     def order(self) -> list[Waiting]:
@@ -325,8 +327,11 @@ class PendingQueue:
 
     def _see_who_is_over(self) -> None:
         active = self._waits.keys() | self._runs.keys()
-        share = sum(self._had.get(client, 0.0) for client in active) / max(1, len(active)) or 1.0
-        over = {c: n for c in active if (n := int((self._had.get(c, 0.0) / share - 1) / TOLERANCE)) > 0}
+        had = self._had
+        share = sum(map(had.get, active, itertools.repeat(0.0))) / max(1, len(active)) or 1.0
+        nearly = share * (1 + 0.99 * TOLERANCE)
+        beyond = [client for client in active if had.get(client, 0.0) > nearly]
+        over = {c: n for c in beyond if (n := int((had[c] / share - 1) / TOLERANCE)) > 0}
         if over != self._over:
             before, self._over = self._over, over
             for client in before.keys() | over.keys():

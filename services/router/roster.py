@@ -3,7 +3,9 @@
 Every look asks all that, and little of it changes between two: it is kept, and only nodes that have changed are looked at again.
 """
 
+import itertools
 import math
+import operator
 from collections.abc import Mapping
 
 from libs.common.contracts.nodes import DEAD_S, SUSPECT_S
@@ -25,7 +27,7 @@ class Roster:
         self._held: dict[str, dict[str, NodeView]] = {}  # fit nodes that have a model in memory or load it, by model
         self._held_by: dict[str, frozenset[str]] = {}
         self._able: dict[tuple[str, Priority], tuple[Able, frozenset[str]]] = {}
-        self._able_holders: dict[tuple[str, Priority], list[NodeView]] = {}
+        self._able_holders: dict[tuple[str, Priority], Able] = {}
         self._abilities: dict[str, tuple[object, ...]] = {}  # what `able` depends on, by node
         self._stamps: list[int] = []
         self._since: tuple[int, float, float] = (-1, 0.0, 0.0)  # catalog, connected_at, now of the last full look
@@ -38,9 +40,9 @@ class Roster:
             self._start_anew()
         elif connected == connected_at and before <= now < self._until:
             if stamps != self._stamps:
-                for node, stamp, seen in zip(self._nodes.values(), stamps, self._stamps, strict=True):
-                    if stamp != seen:
-                        self._see(node, now, connected_at)
+                changed = map(operator.ne, stamps, self._stamps)
+                for node in itertools.compress(self._nodes.values(), changed):
+                    self._see(node, now, connected_at)
                 self._stamps = stamps
             return
         self._until = math.inf
@@ -62,12 +64,12 @@ class Roster:
             known = self._able[model, priority] = found, frozenset(reasons)
         return known
 
-    def holders(self, model: str, priority: Priority) -> list[NodeView]:
+    def holders(self, model: str, priority: Priority) -> Able:
         """Those of `able` that have it in memory or load it."""
         known = self._able_holders.get((model, priority))
         if known is None:
             able, _ = self.able(model, priority)
-            known = [node for name, node in self._held.get(model, {}).items() if name in able]
+            known = {name: node for name, node in self._held.get(model, {}).items() if name in able}
             self._able_holders[model, priority] = known
         return known
 
