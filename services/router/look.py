@@ -190,10 +190,14 @@ class Look:
         refused = list(itertools.islice(self.roster.unfit.items(), room))
         if len(refused) < room:
             priced = {each.node.name for each in ranked}
-            others = (node for name, node in self.roster.fit.items() if name not in priced)
-            refused += [(n.name, self._why_not(job, n)) for n in itertools.islice(others, room - len(refused))]
+            others = (item for item in self.roster.fit.items() if item[0] not in priced)
+            able, _ = self.roster.able(job.model, job.priority)
+            free = self.roster.free
+            for name, node in itertools.islice(others, room - len(refused)):
+                taken = name in able and name not in free
+                refused.append((name, objections.ALL_TAKEN if taken else self._why_not(job, node)))
         waited_ms = max(0, int(self._now_ms - job.created_ms))
-        decision = decide.explain(best, ranked[1:], refused, waited_ms=waited_ms)
+        decision = decide.explain(best, ranked[1 : decide.MAX_CANDIDATES_KEPT], refused, waited_ms=waited_ms)
         hold = Hold(job.model, ready_at=ready_at, ends_at=ends_at, evict=terms.evict)
         return Placement(job, best.node, hold, decision)
 
@@ -230,10 +234,15 @@ class Look:
         best: tuple[float, Loading | None] = (0.0, None)
         for model, load in looked.load.items():
             holders = looked.holders.get(model)
-            if load <= 0 or not holders or PAYS_WITHIN_S * looked.most(model) <= best[0]:
+            most = PAYS_WITHIN_S * looked.most(model)
+            if load <= 0 or not holders or most <= best[0]:
                 continue
             ask = Ask(model, Priority.NORMAL, 0, 0)
-            for node in self.able(ask).values():
+            nodes = self.able(ask).values()
+            least = min((self._pricing.load_s(node, model) for node in nodes), default=0.0)
+            if most - SURE * least * (1 + delayed) <= best[0]:
+                continue
+            for node in nodes:
                 if node.loading or node.name in holders:
                     continue
                 if not node.beat.vram and node.resident:

@@ -57,7 +57,7 @@ def prospect(look: Look, job: Waiting, ask: Ask) -> Prospect:
     start = look.starts_in(ask, 1.0)
     assert start is not None
     best = ranked[0]
-    decision = decide.explain(best, ranked[1:], look.roster.unfit.items(), waited_ms=0)
+    decision = decide.explain(best, ranked[1 : decide.MAX_CANDIDATES_KEPT], look.roster.unfit.items(), waited_ms=0)
     return Prospect(decision, why_not(look, ask), round(start, 3), round(start + best.terms.decode_s, 3))
 
 

@@ -32,6 +32,8 @@ class Survey:
     busy: Mapping[str, float]
     share: Mapping[tuple[str, str], float]  # of a model's load, by model and node
     sums: Mapping[str, tuple[float, float]]  # by model: slots of all its holders, and how many of them are busy
+    most_slots: float  # of any node
+    least_busy: float
 
     def wait(self, model: str, more: float = 0.0) -> float | None:
         """None: nobody holds it. `more`: load that its holders would have to take on."""
@@ -54,9 +56,14 @@ class Survey:
         return max(0.0, load / work * (before - after))
 
     def most(self, model: str) -> float:
-        """No further copy saves more than this, wherever it is."""
+        """No further copy saves more than this, wherever it is: as if the largest node were the least busy one."""
         load = self.load.get(model, 0.0)
-        return load / self.work[model] * (self.wait(model) or 0.0) if load else 0.0
+        total, used = self.sums.get(model, (0.0, 0.0))
+        if not load or not total:
+            return 0.0
+        work, slots = self.work[model], self.most_slots
+        busy = min(used, (used + self.least_busy * slots) / (total + slots) * total) / total
+        return load / work * (wait_s(work, total, used / total) - wait_s(work, total + slots, busy))
 
     def loss(self, model: str, node: str, load_s: float) -> float:
         """Of the copy there."""
@@ -102,4 +109,5 @@ def survey(
     share = {(model, node): part for model, parts in parts_of.items() for node, part in parts.items()}
     used = {node: busy[node] * slots[node] for node in slots}
     sums = {model: (sum(slots[n] for n in nodes), sum(used[n] for n in nodes)) for model, nodes in holders.items()}
-    return Survey(load, work, slots, holders, busy, share, sums)
+    most_slots, least_busy = max(slots.values(), default=1.0), min(busy.values(), default=0.0)
+    return Survey(load, work, slots, holders, busy, share, sums, most_slots, least_busy)
