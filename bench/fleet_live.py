@@ -29,7 +29,7 @@ from libs.common.contracts.nodes import canonical_model
 
 PORT = 28900
 SLOTS = 1  # more would slow each other within one model on a node, which `arriero simulate` knows nothing of
-VRAM_GB = 22  # two of these models fit, with their context, as Ollama reckons
+VRAM_GB = 16  # two of these models fit, with their context, as Ollama reckons
 FITS_GB = 14  # the same for the simulator, where a model takes its size
 NODES = {"n1": 90, "n2": 90, "n3": 60, "n4": 60, "n5": 40}  # tokens per second of a model of 4.5 GB
 PREFILL, LOAD_GBPS = 30, 1.0  # prompt tokens read in the time of one written; GB/s

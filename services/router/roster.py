@@ -114,7 +114,8 @@ class Roster:
             self.free[name] = node
         else:
             self.free.pop(name, None)
-        self._hold(node, node.resident | node.loading if why is None else frozenset())
+        held = node.resident | node.loading if node.loading else node.resident
+        self._hold(node, held if why is None else frozenset())
 
     def _hold(self, node: NodeView, models: frozenset[str]) -> None:
         before = self._held_by.get(node.name, frozenset())
@@ -131,5 +132,7 @@ class Roster:
 def _changes_at(node: NodeView, now: float, connected_at: float) -> float:
     """When time alone makes it fit or unfit, or changes why."""
     heard = max(node.heard_at, connected_at)
+    if node.set_aside_until <= now < heard + SUSPECT_S:
+        return heard + SUSPECT_S
     moments = (heard + SUSPECT_S, heard + DEAD_S, node.set_aside_until)
     return min((moment for moment in moments if moment > now), default=math.inf)
