@@ -5,8 +5,8 @@
 A fleet of simulated Ollama nodes behind a whole Arriero, against two usual rules in front of the same nodes without it: a client
 that binds each job at its arrival, to the node that has the model and the fewest jobs (`loaded-then-depth`), or just the fewest.
 
-The machines are `speed` times faster than described, and jobs come as much faster. Not the nodes' own `--time-scale`: with that they
-would report seconds that are longer than the router's. Seconds printed are those of the described fleet.
+The machines are `speed` times faster than described, and jobs come as much faster. Not the nodes' own `--time-scale`:
+with that they would report seconds that are longer than the router's. Seconds printed are those of the described fleet.
 """
 
 import argparse
@@ -90,7 +90,9 @@ def jobs_of(trace: Path) -> list[Job]:
     for number, line in enumerate(trace.read_text().splitlines()):
         job = msgspec.json.decode(line)
         begin = f"[[tokens={job['output_tokens']}]] job {number} "  # no two begin alike: nothing of a prompt is cached
-        jobs.append(Job(job["t"], job["model"], begin + "word " * max(0, job["prompt_tokens"] - 20), job["output_tokens"]))
+        jobs.append(
+            Job(job["t"], job["model"], begin + "word " * max(0, job["prompt_tokens"] - 20), job["output_tokens"])
+        )
     return jobs
 
 
@@ -178,7 +180,9 @@ async def bound_early(session: aiohttp.ClientSession, nodes: list[Node], rule: s
     if rule == "loaded-then-depth":
         for node in nodes:
             async with session.get(node.url + "/api/ps") as response:
-                held[node.name] = {canonical_model(m["name"]) for m in (await response.json())["models"]} | set(node.models)
+                held[node.name] = {canonical_model(m["name"]) for m in (await response.json())["models"]} | set(
+                    node.models
+                )
     chosen = min(nodes, key=lambda n: (bool(held) and model not in held[n.name], n.depth, n.given, n.name))
     chosen.depth, chosen.given = chosen.depth + 1, number + 1
     chosen.models.append(model)
@@ -190,7 +194,7 @@ async def bound_early(session: aiohttp.ClientSession, nodes: list[Node], rule: s
         chosen.models.remove(model)
 
 
-async def run(rule: str, jobs: list[Job], speed: float, folder: Path, log: Path | None) -> dict[str, float]:
+async def run(rule: str, jobs: list[Job], speed: float, folder: Path) -> dict[str, float]:
     waits: list[float] = []
     async with contextlib.AsyncExitStack() as stack:
         nodes = await stack.enter_async_context(nodes_running(speed))
@@ -219,8 +223,6 @@ async def run(rule: str, jobs: list[Job], speed: float, folder: Path, log: Path 
         for node in nodes:
             async with session.get(node.url + "/sim/state") as response:
                 loads += (await response.json())["loads"]
-    if log is not None and up is not None:
-        log.write_bytes((folder / "arriero.log").read_bytes())
     waits.sort()
     return {
         "ttft_p50": waits[len(waits) // 2],
@@ -238,7 +240,6 @@ def main() -> None:
     parser.add_argument("--workload", default="steady")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--policy", default=",".join(RULES))
-    parser.add_argument("--log", type=Path, help="keep what the processes of Arriero said")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     found: dict[str, dict[str, dict[str, float]]] = {}
@@ -248,7 +249,7 @@ def main() -> None:
         chosen = given.policy.split(",")
         predicted = simulate(fleet, "--trace", str(trace), "--policy", ",".join(chosen))
         for rule in chosen:
-            live = asyncio.run(run(rule, jobs_of(trace), given.speed, folder, given.log))
+            live = asyncio.run(run(rule, jobs_of(trace), given.speed, folder))
             scaled = {key: predicted[rule][key] * given.speed for key in ("ttft_p50", "ttft_p95", "makespan")}
             found[rule] = {"live": live, "simulated": {**scaled, "loads_per_1000": predicted[rule]["loads_per_1000"]}}
     if given.json:

@@ -222,7 +222,12 @@ class Look:
     def _pinned(self) -> Loading | None:
         for model, policy in self._pricing.catalog.models.items():
             for name in policy.pins:
-                if (node := self.roster.fit.get(name)) is not None and model in node.disk and model not in node.loaded and not node.loading:
+                if (
+                    (node := self.roster.fit.get(name)) is not None
+                    and model in node.disk
+                    and model not in node.loaded
+                    and not node.loading
+                ):
                     terms = self._pricing.terms(Ask(model, Priority.NORMAL, 0, 0), node, self._harm, self.now)
                     if terms is not None and not node.preload_failed(model, self.now):
                         return Loading(node, model, Preload(self.now + terms.load_s, terms.evict))

@@ -17,7 +17,9 @@ CLIENTS, MODELS = [f"c{n}" for n in range(5)], ["a:1", "b:1", "c:1"]
 LIMITED = {"c1": 2}
 
 
-def counted_through(queue: PendingQueue, waiting: dict[JobKey, Waiting], runs: dict[str, int], model: str) -> list[JobKey]:
+def counted_through(
+    queue: PendingQueue, waiting: dict[JobKey, Waiting], runs: dict[str, int], model: str
+) -> list[JobKey]:
     """Each lane in order of deadlines, the lanes merged by turns: served one after the other, nobody charged."""
     lanes: dict[tuple[int, str], list[Waiting]] = {}
     for key, job in waiting.items():
