@@ -81,8 +81,9 @@ def write_files(folder: Path, speed: float, jobs: int, load: float, workload: st
 
 def simulate(fleet: Path, *arguments: str) -> dict[str, Any]:
     command = [sys.executable, "-m", "services.router.simulate", "--fleet", str(fleet), "--json", *arguments]
-    found: dict[str, Any] = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
-    return found["policies"]
+    printed = subprocess.run(command, check=True, capture_output=True).stdout
+    policies: dict[str, Any] = json.loads(printed)["policies"]
+    return policies
 
 
 def jobs_of(trace: Path) -> list[Job]:

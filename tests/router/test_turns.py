@@ -59,12 +59,11 @@ def test_turns_are_those_of_counting_through(seed: int) -> None:
             del waiting[key]
             queue.discard(key)
         elif what < 0.8:
-            key = next((head.key for head in queue.heads()), None)
-            if key is not None:
-                del waiting[key]
-                queue.serve(key, now)
-                running.append(key)
-                runs[key.client] = runs.get(key.client, 0) + 1
+            for head in list(queue.heads())[:1]:
+                del waiting[head.key]
+                queue.serve(head.key, now)
+                running.append(head.key)
+                runs[head.key.client] = runs.get(head.key.client, 0) + 1
         elif running:
             key = running.pop(chance.randrange(len(running)))
             runs[key.client] -= 1
