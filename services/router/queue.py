@@ -225,17 +225,19 @@ class PendingQueue:
 
         A job's turn does not come before those of its lane that have the earlier deadline. Counts through them.
         """
-        lanes: defaultdict[tuple[str, int, str], list[tuple[float, int, JobKey]]] = defaultdict(list)
+        lanes: defaultdict[tuple[str, int, str], list[tuple[float, int, JobKey, Waiting]]] = defaultdict(list)
         for key, (job, rank) in self._jobs.items():
-            lanes[job.model, rank, key.client].append((job.deadline_ms, job.submitted, key))
-        found: list[tuple[Turn, int, Waiting]] = []
+            lanes[job.model, rank, key.client].append((job.deadline_ms, job.submitted, key, job))
+        found: list[tuple[int, int, int, int, Waiting]] = []
         for (_, rank, client), lane in lanes.items():
-            latest = 0
-            for n, (_, submitted, key) in enumerate(sorted(lane)):
-                latest = max(latest, submitted)
-                found.append(((rank, self._over.get(client, 0), latest), n, self._jobs[key][0]))
-        found.sort(key=lambda entry: entry[:2])
-        return [job for _, _, job in found]
+            lane.sort()
+            over, latest = self._over.get(client, 0), 0
+            for n, (_, submitted, _, job) in enumerate(lane):
+                if submitted > latest:
+                    latest = submitted
+                found.append((rank, over, latest, n, job))
+        found.sort()
+        return [entry[4] for entry in found]
 
     # -- inside --------------------------------------------------------------------------------------------------------
 
@@ -340,7 +342,7 @@ class PendingQueue:
         # Against the mean of the others: of two clients one would need three times the other's to be half over their mean.
         nearly = 0.99 * total * (1 + TOLERANCE) / (1 + TOLERANCE + others)  # who has less has no tolerance to lose
         over = {}
-        for client in (c for c in active if had.get(c, 0.0) > nearly) if others else ():
+        for client in [c for c in active if had.get(c, 0.0) > nearly] if others else ():
             mean = max(total - had[client], LEAST) / others
             if (n := int((had[client] / mean - 1) / TOLERANCE)) > 0:
                 over[client] = n
