@@ -111,13 +111,13 @@ def test_a_roster_kept_up_to_date_is_that_of_a_full_look(seed: int) -> None:
             node.preload(chance.choice(MODELS), Preload(now))
         kept.refresh(now, 500.0)
         fit = {v.name for v in nodes.values() if objections.unfit(v, catalog, now=now, connected_at=500.0) is None}
-        assert set(kept.fit) == fit
-        assert set(kept.unfit) == nodes.keys() - fit
+        assert list(kept.fit) == sorted(fit)
+        assert list(kept.unfit) == sorted(nodes.keys() - fit)
         assert all(kept.fit[name] is nodes[name] for name in fit)
         assert set(kept.free) == {name for name in fit if nodes[name].free_slots > 0}
         assert kept.slots == sum(nodes[name].beat.slots for name in fit)
         for model in MODELS:
             able = {name for name in fit if kept.objection(model, nodes[name], Priority.NORMAL) is None}
-            assert set(kept.able(model, Priority.NORMAL)[0]) == able
+            assert list(kept.able(model, Priority.NORMAL)[0]) == sorted(able)
             holding = {name for name in able if model in nodes[name].resident | nodes[name].loading}
-            assert set(kept.holders(model, Priority.NORMAL)) == holding
+            assert list(kept.holders(model, Priority.NORMAL)) == sorted(holding)
