@@ -9,14 +9,17 @@ class Catalog:
         self.models: dict[str, ModelPolicy] = {}  # by canonical name
         self.nodes: dict[str, NodePolicy] = {}
         self._records: dict[str, str] = {}  # key of the bucket → name
+        self.version = 0  # another one after each change
 
     def clear(self) -> None:
+        self.version += 1
         for table in (self.models, self.nodes, self._records):
             table.clear()
 
     def fold(self, key: str, value: bytes) -> None:
         """One record of the bucket; an empty value: it was deleted. Raises Malformed, and then nothing has changed."""
         kind = key.partition(".")[0]
+        self.version += 1
         if not value:
             name = self._records.pop(key, None)
             if name is not None:

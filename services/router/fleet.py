@@ -4,6 +4,7 @@ A slot is free on the worker's word, not on `done`: a run that was ordered holds
 heartbeat no longer lists it (one that is newer than the worker's answer to `run`), or that boot of the worker is gone.
 """
 
+import itertools
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
@@ -19,6 +20,7 @@ RunKey = tuple[JobKey, int]
 PRELOAD_RETRY_S = 120.0
 FAILED_JOBS = 3  # different jobs in a row; one job alone may be poison
 SET_ASIDE_S, MAX_SET_ASIDE_S = 10.0, 300.0
+_stamps = itertools.count(1)
 MAX_FAILING = FAILED_JOBS + 5  # by then it is left alone for as long as ever; more need not be remembered
 
 
@@ -66,6 +68,8 @@ class NodeView:
     failed_preloads: dict[str, float] = field(default_factory=dict)  # when, by model
     preloads: dict[str, Preload] = field(default_factory=dict)  # ordered without a job, by model; not in memory yet
 
+    stamp: int = 0  # another one after each change that matters to a decision; no two nodes ever have the same
+
     # Derived on each change, because every decision asks.
     _models: tuple[DiskModel, ...] | None = None
     disk: frozenset[str] = frozenset()
@@ -95,10 +99,13 @@ class NodeView:
         beyond = len(self.failing) - FAILED_JOBS
         if beyond >= 0:
             self.set_aside_until = now + min(SET_ASIDE_S * 2**beyond, MAX_SET_ASIDE_S)
+        self.stamp = next(_stamps)
 
     def succeeded(self) -> None:
         self.failing.clear()
-        self.set_aside_until = 0.0
+        if self.set_aside_until:
+            self.set_aside_until = 0.0
+            self.stamp = next(_stamps)
 
     def reserve(self, key: RunKey, hold: Hold) -> None:
         """This run has been, or is about to be, ordered here."""
@@ -165,7 +172,13 @@ class NodeView:
         self.freed = {key: changes for key, changes in self.freed.items() if changes > beat.changes}
         self._count()
 
+    def bury(self) -> None:
+        """It is dead until it is heard."""
+        self.gone = True
+        self.stamp = next(_stamps)
+
     def _count(self) -> None:
+        self.stamp = next(_stamps)
         self.runs = {key: hold.model for key, hold in self.holds.items()}
         decoding = set()
         for key, run in self.listed.items():
@@ -259,7 +272,7 @@ class Fleet:
         """Whoever is dead by silence stays so until it is heard, also when a reconnect of ours restarts the clocks."""
         for view in self.nodes.values():
             if not view.gone and view.liveness(now, connected_at) is Liveness.DEAD:
-                view.gone = True
+                view.bury()
 
     def ping_result(self, node: str, boot: str, *, answered: bool, nobody: bool) -> bool:
         """Fold one ping; True when it just showed that the worker's process is gone."""
@@ -268,6 +281,6 @@ class Fleet:
             return False
         view.unanswered_pings = view.unanswered_pings + 1 if nobody else 0
         if view.unanswered_pings >= NO_RESPONDERS_GONE and not view.gone:
-            view.gone = True
+            view.bury()
             return True
         return False

@@ -1,5 +1,6 @@
 """One look at queue and fleet, at one moment: what is to be bound or loaded now. Pure."""
 
+import itertools
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -11,6 +12,7 @@ from services.router.decide import Need, Priced
 from services.router.fleet import Hold, NodeView, Preload
 from services.router.pricing import Ask, Terms
 from services.router.queue import Waiting
+from services.router.roster import Able
 
 if TYPE_CHECKING:
     from services.router.scheduler import Scheduler
@@ -50,26 +52,23 @@ WAITS = Waits()
 class Look:
     def __init__(self, scheduler: "Scheduler", now: float, now_ms: float, connected_at: float) -> None:
         self._scheduler, self._queue, self._pricing = scheduler, scheduler.queue, scheduler.pricing
-        self.now, self._now_ms = now, now_ms
-        self.unfit: list[tuple[str, str]] = []
-        self.fit: list[NodeView] = []
-        for _, node in sorted(scheduler.fleet.nodes.items()):
-            why = objections.unfit(node, self._pricing.catalog, now=now, connected_at=connected_at)
-            if why is None:
-                self.fit.append(node)
-            else:
-                self.unfit.append((node.name, why))
+        self.now, self._now_ms, self._connected_at = now, now_ms, connected_at
+        self.roster = scheduler.roster
+        self.roster.refresh(now, connected_at)
         self._held: set[str] = set()
-        self._slots = sum(node.beat.slots for node in self.fit)
-        self._able: dict[tuple[str, Priority], list[NodeView]] = {}
+        self._acted = False  # a wish of this look may have been carried out
         self._backlog: Backlog | None = None
         self._best_of: dict[str, list[Priced]] = {}
+        self._drains: dict[str, float] = {}
 
     def next(self) -> Placement | Loading | None:
+        if self._acted:
+            self.roster.refresh(self.now, self._connected_at)
+        self._acted = True
         loading = self._next_copy()
         if loading is not None:
             return loading
-        if not any(node.free_slots > 0 for node in self.fit):
+        if not self.roster.free:
             return None
         for head in self._queue.heads():
             if head.model not in self._held:
@@ -94,75 +93,79 @@ class Look:
 
     def ranked(self, ask: Ask) -> list[Priced]:
         """All nodes that could run it, with or without a free slot."""
-        return decide.rank(ask, self._price(ask, self.able(ask)))
+        return decide.rank(ask, self._price(ask, self.able(ask).values()))
 
     def starts_in(self, ask: Ask, ahead: float) -> float | None:
         """Seconds until the first token of a job that has this share of its model's queue before it; None: no node can run it."""
         able = self.able(ask)
-        holders = [node for node in able if ask.model in node.resident or ask.model in node.loading]
+        holders = self.roster.holders(ask.model, ask.priority)
         ranked = self._best_of.get(ask.model)
         if ranked is None:
-            ranked = self._best_of[ask.model] = decide.rank(ask, self._price(ask, holders or able))
+            ranked = self._best_of[ask.model] = decide.rank(ask, self._price(ask, (holders or able).values()))
         if not ranked:
             return None
-        drains = self._look_at_backlog().drains_in(ask.model, (node.name for node in holders))
+        drains = self._drains_in(ask.model, holders)
         terms = ranked[0].terms
         return terms.wait_s + terms.load_s + terms.prefill_s + drains * ahead
 
-    # -- a job ---------------------------------------------------------------------------------------------------------
-
-    def able(self, ask: Ask) -> list[NodeView]:
-        """Nodes that could run it, had they a slot."""
-        known = self._able.get((ask.model, ask.priority))
+    def _drains_in(self, model: str, holders: Able) -> float:
+        known = self._drains.get(model)
         if known is None:
-            known = [node for node in self.fit if self.objection(ask.model, node, ask.priority) is None]
-            self._able[ask.model, ask.priority] = known
+            known = self._drains[model] = self._look_at_backlog().drains_in(model, holders)
         return known
 
-    def objection(self, model: str, node: NodeView, priority: Priority) -> str | None:
-        size = node.sizes.get(model, 0)
-        return objections.unable(model, node, self._pricing.catalog, priority=priority, size=size)
+    # -- a job ---------------------------------------------------------------------------------------------------------
+
+    def able(self, ask: Ask) -> Able:
+        """Nodes that could run it, had they a slot."""
+        return self.roster.able(ask.model, ask.priority)[0]
 
     def _place(self, head: Waiting, ask: Ask) -> Placement | Waits | None:
-        able = self.able(ask)
-        holders = [node for node in able if ask.model in node.resident or ask.model in node.loading]
-        free = [node for node in holders if objections.full(ask.model, node) is None]
+        holders = self.roster.holders(ask.model, ask.priority)
+        free = [node for node in _both(holders, self.roster.free) if objections.full(ask.model, node) is None]
         if free:
             best = decide.rank(ask, self._price(ask, free))
             # A slot that nobody takes is lost: only who is alone, or finds more of its prompt elsewhere, waits for a better one.
             alone = self.waiting(ask.model) <= 1
-            busy = [node for node in holders if node.free_slots <= 0 and ask.model in node.resident]
-            if busy and (alone or ask.affinity):
+            if alone or ask.affinity:
                 cached = best[0].terms.cached_tokens
+                hopeful = holders
+                if not alone:
+                    names = self._pricing.prefixes.holding_more(holders, ask.model, ask.affinity, cached)
+                    hopeful = {name: holders[name] for name in names}
+                busy = [n for n in hopeful.values() if n.free_slots <= 0 and ask.model in n.resident]
                 waits = [(node, t) for node, t in self._price(ask, busy) if alone or t.cached_tokens > cached]
                 if decide.worth_waiting(ask, best[0], waits):
                     return WAITS
             if best[0].node.name not in ask.avoid:
-                return self._placement(head, best, able)
-        elif holders and not ask.avoid.issuperset(node.name for node in holders):
+                return self._placement(head, best)
+        elif holders and not ask.avoid.issuperset(holders):
             return None
-        return self._load(head, ask, able, holders)
+        return self._load(head, ask, holders)
 
     def _place_another(self, head: Waiting) -> Placement | None:
         """The slot is for the next one who does not prefer to wait for another."""
-        for job in self._queue.turns(head.model)[1:LOOKS_AT]:
+        for job in self._queue.turns(head.model, LOOKS_AT)[1:]:
             placement = self._place(job, self._scheduler.asks[job.key])
             if isinstance(placement, Placement):
                 return placement
         return None
 
-    def _load(self, head: Waiting, ask: Ask, able: list[NodeView], holders: list[NodeView]) -> Placement | None:
+    def _load(self, head: Waiting, ask: Ask, holders: Able) -> Placement | None:
         """No node holds it, or only such that have failed this job."""
-        others = [node for node in able if node not in holders or ask.model not in node.resident | node.loading]
-        others = [node for node in others if objections.full(ask.model, node) is None]
+        others = [
+            node
+            for node in _both(self.able(ask), self.roster.free)
+            if node.name not in holders and objections.full(ask.model, node) is None
+        ]
         waiting = self._look_at_backlog()
         ranked = decide.rank(ask, self._price(ask, others))
         ranked.sort(key=lambda p: (p.node.name in ask.avoid, p.score + waiting.levels.get(p.node.name, 0.0)))
-        failed_before = [node for node in holders if objections.full(ask.model, node) is None]
+        failed_before = [node for node in holders.values() if objections.full(ask.model, node) is None]
         if (not ranked or ranked[0].node.name in ask.avoid) and failed_before:
-            if not ask.avoid.issuperset(node.name for node in holders):
+            if not ask.avoid.issuperset(holders):
                 return None  # one that has not failed it will have a slot again
-            return self._placement(head, decide.rank(ask, self._price(ask, failed_before)), able)
+            return self._placement(head, decide.rank(ask, self._price(ask, failed_before)))
         if not ranked:
             return None
         best = ranked[0]
@@ -172,7 +175,7 @@ class Look:
         )
         level = waiting.levels.get(best.node.name, 0.0)
         queued = sum(self.waiting(model) for model in best.node.resident)
-        return self._placement(head, ranked, able) if decide.pays(need, best, level=level, queued=queued) else None
+        return self._placement(head, ranked) if decide.pays(need, best, level=level, queued=queued) else None
 
     def _price(self, ask: Ask, nodes: Iterable[NodeView]) -> list[tuple[NodeView, Terms]]:
         return [
@@ -181,24 +184,27 @@ class Look:
             if (terms := self._pricing.terms(ask, node, self._harm, self.now)) is not None
         ]
 
-    def _placement(self, job: Waiting, ranked: list[Priced], able: list[NodeView]) -> Placement:
+    def _placement(self, job: Waiting, ranked: list[Priced]) -> Placement:
         best, terms = ranked[0], ranked[0].terms
         ready_at = self.now + terms.load_s
         ends_at = ready_at + terms.prefill_s + terms.decode_s
-        refused = list(self.unfit)
-        priced = {each.node.name for each in ranked}
-        for node in self.fit:
-            if len(refused) + len(priced) >= decide.MAX_CANDIDATES_KEPT:
-                break
-            if node.name not in priced:
-                refused.append((node.name, self._why_not(job, node)))
+        room = max(0, decide.MAX_CANDIDATES_KEPT - len(ranked))
+        refused = list(itertools.islice(self.roster.unfit.items(), room))
+        if len(refused) < room:
+            priced = {each.node.name for each in ranked}
+            others = (item for item in self.roster.fit.items() if item[0] not in priced)
+            able, _ = self.roster.able(job.model, job.priority)
+            free = self.roster.free
+            for name, node in itertools.islice(others, room - len(refused)):
+                taken = name in able and name not in free
+                refused.append((name, objections.ALL_TAKEN if taken else self._why_not(job, node)))
         waited_ms = max(0, int(self._now_ms - job.created_ms))
-        decision = decide.explain(best, ranked[1:], refused, waited_ms=waited_ms)
+        decision = decide.explain(best, ranked[1 : decide.MAX_CANDIDATES_KEPT], refused, waited_ms=waited_ms)
         hold = Hold(job.model, ready_at=ready_at, ends_at=ends_at, evict=terms.evict)
         return Placement(job, best.node, hold, decision)
 
     def _why_not(self, job: Waiting, node: NodeView) -> str:
-        why = self.objection(job.model, node, job.priority) or objections.full(job.model, node)
+        why = self.roster.objection(job.model, node, job.priority) or objections.full(job.model, node)
         return why or "would have to load the model, others hold it"
 
     # -- copies --------------------------------------------------------------------------------------------------------
@@ -217,9 +223,10 @@ class Look:
 
     def _pinned(self) -> Loading | None:
         for model, policy in sorted(self._pricing.catalog.models.items()):
-            for node in self.fit:
-                if node.name in policy.pins and model not in node.loaded and not node.loading:
-                    if self.objection(model, node, Priority.BATCH):
+            for name in sorted(policy.pins):
+                node = self.roster.fit.get(name)
+                if node is not None and model not in node.loaded and not node.loading:
+                    if self.roster.objection(model, node, Priority.BATCH):
                         continue
                     terms = self._pricing.terms(Ask(model, Priority.NORMAL, 0, 0), node, self._harm, self.now)
                     if terms is not None and not node.preload_failed(model, self.now):
@@ -227,22 +234,29 @@ class Look:
         return None
 
     def _best_copy(self) -> Loading | None:
-        looked = self._scheduler.survey(self.fit, self.now)
-        delayed = len(self._queue) / max(1, self._slots)
+        looked = self._scheduler.survey(self.now)
+        delayed = len(self._queue) / max(1, self.roster.slots)
         best: tuple[float, Loading | None] = (0.0, None)
         for model, load in sorted(looked.load.items()):
             holders = looked.holders.get(model)
-            if load <= 0 or not holders:
+            most = PAYS_WITHIN_S * looked.most(model)
+            if load <= 0 or not holders or most <= best[0]:
                 continue
             ask = Ask(model, Priority.NORMAL, 0, 0)
-            for node in self.fit:
-                if node.loading or node.name in holders or self.objection(model, node, Priority.NORMAL):
+            nodes = self.able(ask).values()
+            least = min((self._pricing.load_s(node, model) for node in nodes), default=0.0)
+            if most - SURE * least * (1 + delayed) <= best[0]:
+                continue
+            for node in nodes:
+                if node.loading or node.name in holders:
                     continue
-                if node.preload_failed(model, self.now) or (not node.beat.vram and node.resident):
+                if not node.beat.vram and node.resident:
                     continue  # of a node whose memory is not known, it is not known either what would have to leave
-                load_s = self._pricing.speed(node, model).load_s
-                gain = PAYS_WITHIN_S * looked.gain(model, node.name, load_s) - SURE * load_s * (1 + delayed)
+                gain = PAYS_WITHIN_S * looked.gain(model, node.name, 0.0)  # others hold it, so no load is saved
                 if gain <= best[0]:
+                    continue
+                gain -= SURE * self._pricing.load_s(node, model) * (1 + delayed)
+                if gain <= best[0] or node.preload_failed(model, self.now):
                     continue
                 terms = self._pricing.terms(ask, node, self._harm, self.now)
                 if terms is not None and gain - terms.harm_s > best[0]:
@@ -252,9 +266,9 @@ class Look:
     def _harm(self, model: str, node: str) -> float:
         """Seconds that others lose when this model leaves that node."""
         scheduler, pricing = self._scheduler, self._pricing
-        looked = scheduler.survey(self.fit, self.now)
+        looked = scheduler.survey(self.now)
         view = scheduler.fleet.nodes[node]
-        load_s = pricing.speed(view, model).load_s
+        load_s = pricing.load_s(view, model)
         harm = PAYS_WITHIN_S * looked.loss(model, node, load_s)
         stays_s = max(STAYS_S, STAYS_LOADS * load_s)
         if self.now - view.loaded_at.get(model, 0.0) < stays_s and pricing.demand.per_second(model, self.now) > 0:
@@ -266,11 +280,14 @@ class Look:
     def _look_at_backlog(self) -> Backlog:
         if self._backlog is None:
             waiting = self._queue.waiting_by_model()
-            holders: dict[str, list[NodeView]] = {}
-            for node in self.fit:
-                for model in sorted(node.resident | node.loading):
-                    if model in waiting:
-                        holders.setdefault(model, []).append(node)
+            holders = {model: nodes.values() for model, nodes in self.roster.held().items() if model in waiting}
             work = {model: self._pricing.work(model) for model in waiting}
-            self._backlog = backlog(waiting, work, holders, self._slots)
+            self._backlog = backlog(waiting, work, holders, self.roster.slots)
         return self._backlog
+
+
+def _both(some: Able, others: Able) -> list[NodeView]:
+    """Nodes that are in both; as many steps as the smaller has."""
+    if len(others) < len(some):
+        some, others = others, some
+    return [node for name, node in some.items() if name in others]

@@ -57,20 +57,23 @@ def prospect(look: Look, job: Waiting, ask: Ask) -> Prospect:
     start = look.starts_in(ask, 1.0)
     assert start is not None
     best = ranked[0]
-    decision = decide.explain(best, ranked[1:], look.unfit, waited_ms=0)
+    decision = decide.explain(best, ranked[1 : decide.MAX_CANDIDATES_KEPT], look.roster.unfit.items(), waited_ms=0)
     return Prospect(decision, why_not(look, ask), round(start, 3), round(start + best.terms.decode_s, 3))
 
 
 def why_not(look: Look, ask: Ask) -> str:
     """Why a job that waits is not bound now; a sentence for its owner."""
-    said = {why for _, why in look.unfit}
-    idle = False
-    for node in look.fit:
-        why = look.objection(ask.model, node, ask.priority) or objections.full(ask.model, node)
-        if why is None:
-            idle = True
-        else:
+    roster = look.roster
+    able, reasons = roster.able(ask.model, ask.priority)
+    said = {*roster.unfit.values(), *reasons}
+    free = 0
+    for name, node in roster.free.items():
+        if name in able:
+            free += 1
+            why = objections.full(ask.model, node)
+            if why is None:
+                return "waiting for a node that holds the model is quicker than loading it elsewhere"
             said.add(why)
-    if idle:
-        return "waiting for a node that holds the model is quicker than loading it elsewhere"
+    if free < len(able):
+        said.add(objections.ALL_TAKEN)
     return objections.summary(said)

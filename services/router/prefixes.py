@@ -38,6 +38,16 @@ class Prefixes:
                 return tokens
         return 0
 
+    def holding_more(self, nodes: Iterable[str], model: str, chain: tuple[str, ...], than: int) -> list[str]:
+        """Those of these nodes that hold more than so many of the prompt's first tokens."""
+        entries = [(digest, tokens) for digest, tokens in map(read_entry, reversed(chain)) if tokens > than]
+        found = []
+        for node in nodes:
+            held = self._held.get((node, model))
+            if held and any(digest in held for digest, _ in entries):
+                found.append(node)
+        return found
+
     def keep_only(self, node: str, models: Iterable[str]) -> None:
         """What left memory took its cache along."""
         kept = set(models)

@@ -66,6 +66,12 @@ class Pricing:
 
     def terms(self, ask: Ask, node: NodeView, harm_of: Callable[[str, str], float], now: float) -> Terms | None:
         """None: the model does not fit this node. `harm_of`: seconds that others lose when a model leaves a node."""
+        if not ask.affinity and ask.model in node.resident and node.free_slots > 0:  # most of all, so it is short
+            speed = self.rates.speed(node.name, ask.model, node.sizes.get(ask.model, 0), cpu=node.beat.vram == 0)
+            if not self.rates.decoded(node.name, ask.model):
+                speed = self.speed(node, ask.model)
+            prefill_s, decode_s = max(0, ask.prompt_tokens) * speed.prefill_s, ask.output_tokens * speed.decode_s
+            return Terms(0.0, 0.0, prefill_s, decode_s, 0.0, 0.0, 0, ())
         speed = self.speed(node, ask.model)
         cached = 0
         load, harm, crowd = 0.0, 0.0, 0.0
@@ -110,6 +116,10 @@ class Pricing:
                 return max(0.0, 1 - loaded.size_vram / loaded.size)
         needed = self._need(node, model, 0)
         return max(0.0, 1 - (node.beat.vram or 0) / needed) if needed else 0.0
+
+    def load_s(self, node: NodeView, model: str) -> float:
+        """`speed` without what only a job needs."""
+        return self.rates.speed(node.name, model, node.sizes.get(model, 0), cpu=node.beat.vram == 0).load_s
 
     def work(self, model: str) -> float:
         return self._work.get(model, 5.0)

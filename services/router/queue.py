@@ -7,15 +7,16 @@ Shares are counted in tokens over the client's weight, as virtual token counters
 and a client within `TOLERANCE` of its share counts as level: always serving the smallest counter is fair to the token, and makes
 everybody who asks at random wait far longer than first come, first served (ADR 8).
 
-One lane per model, class and client, so that a look for work costs as many steps as there are lanes of the models that have
-changed, not jobs. Entries of jobs that have left are dropped when they come up.
+One lane per model, class and client, and for each model a heap of the heads of its lanes, so that a look for work costs as many
+steps as lanes have changed since, not jobs and not lanes. Entries that do not stand any more are dropped when they come up.
 """
 
 import heapq
+import itertools
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from libs.common.contracts.requests import Priority
 from libs.common.contracts.subjects import JobKey
@@ -28,6 +29,7 @@ OUTPUT_COSTS = 2.0  # of an input token (the same paper; a decoded token takes f
 MIN_WEIGHT = 1e-3
 LEAST = 1.0  # tokens: who has had next to nothing is no measure
 SLACK = 1000  # entries of those who left, in a lane whose head stays
+SLACK_HEADS = 64  # the same among heads, besides four for each lane
 
 
 class Waiting(NamedTuple):
@@ -59,6 +61,9 @@ class PendingQueue:
         self._jobs: dict[JobKey, tuple[Waiting, int]] = {}  # with the rank it has risen to
         self._lanes: dict[str, dict[Lane, list[tuple[float, int, JobKey]]]] = {}
         self._first: dict[str, tuple[Turn, Waiting] | None] = {}  # of each model, as long as nothing of it changed
+        self._heads: dict[str, list[tuple[Turn, JobKey]]] = {}  # of lanes, by model: a heap
+        self._stale: dict[str, set[str]] = {}  # by model: clients whose lanes have changed since its heap was looked at
+        self._limited: set[str] = set()  # clients that wait, and may run only so many at once
         self._had: dict[str, float] = {}  # tokens over weight, by client, in units that grow as the past fades
         self._fades_from = 0.0  # seconds: when such a unit was one token
         self._over: dict[str, int] = {}  # clients that had more than their share, by how many tolerances
@@ -77,8 +82,11 @@ class PendingQueue:
     def clear(self) -> None:
         """The jobs; what clients have had so far stays."""
         self._jobs.clear()
+        self._limited.clear()
         self._lanes.clear()
         self._first.clear()
+        self._heads.clear()
+        self._stale.clear()
         self._waits.clear()
         self._of_model.clear()
         self._created.clear()
@@ -100,6 +108,8 @@ class PendingQueue:
             self._see_who_is_over()
         self._of_model[job.model][client] += 1
         self._created[job.model] += job.created_ms
+        if job.max_running:
+            self._limited.add(client)
         self._put(job, RANK[job.priority])
 
     def discard(self, key: JobKey) -> None:
@@ -107,13 +117,15 @@ class PendingQueue:
         if known is None:
             return
         job = known[0]
-        self._first.pop(job.model, None)
+        self._touch(job.model, key.client)
         self._less(self._waits, key.client)
         self._less(self._of_model[job.model], key.client)
         self._created[job.model] -= job.created_ms
+        if key.client not in self._waits:
+            self._limited.discard(key.client)
         if not self._of_model[job.model]:
-            del self._of_model[job.model]
-            del self._created[job.model]
+            for table in (self._of_model, self._created, self._lanes, self._heads, self._stale, self._first):
+                table.pop(job.model, None)
 
     def waiting(self, model: str) -> dict[str, int]:
         """How many jobs of each client wait for it."""
@@ -175,20 +187,57 @@ class PendingQueue:
         """The next job of each model, best first. Do not change the queue while iterating."""
         found = []
         for model in list(self._lanes):
-            first = self._first[model] if model in self._first else self._look(model)
+            first = self._first_of(model)
             if first is not None:
                 found.append(first)
         found.sort(key=lambda pair: pair[0])
         for _, job in found:
             yield job
 
-    def turns(self, model: str) -> list[Waiting]:
-        """All jobs of a model whose client may run more, the next one first; counts through them."""
-        return [job for job in self._order(model) if not self._at_limit(job)]
+    def turns(self, model: str, most: float = math.inf) -> list[Waiting]:
+        """The jobs of a model that would be served next, one after the other, were no client charged for them."""
+        if model not in self._lanes or self._first_of(model) is None:
+            return []
+        heap, lanes = self._heads[model].copy(), self._lanes[model]
+        found: list[Waiting] = []
+        walks: dict[Lane, Iterator[Waiting]] = {}  # what comes after a lane's head
+        following: dict[Lane, JobKey | None] = {}
+        seen: set[JobKey] = set()
+        while heap and len(found) < most:
+            turn, key = heapq.heappop(heap)
+            lane = (turn[0], key.client)
+            if key in seen or (key != following[lane] if lane in following else not self._leads(model, turn, key)):
+                continue
+            seen.add(key)
+            job = self._jobs[key][0]
+            if not self._at_limit(job):
+                found.append(job)
+            if lane not in walks:
+                walks[lane] = self._walk(lanes[lane], turn[0])
+            after = next((job for job in walks[lane] if job.key not in seen), None)
+            following[lane] = after.key if after else None
+            if after is not None:
+                heapq.heappush(heap, (self._turn(after, turn[0]), after.key))
+        return found
 
     def order(self) -> list[Waiting]:
-        """All of them as `heads` would bring them, one after the other, were shares and limits as they are."""
-        return self._order()
+        """All of them as `heads` would bring them, one after the other, were shares and limits as they are.
+
+        A job's turn does not come before those of its lane that have the earlier deadline. Counts through them.
+        """
+        lanes: defaultdict[tuple[str, int, str], list[tuple[float, int, JobKey, Waiting]]] = defaultdict(list)
+        for key, (job, rank) in self._jobs.items():
+            lanes[job.model, rank, key.client].append((job.deadline_ms, job.submitted, key, job))
+        found: list[tuple[int, int, int, int, Waiting]] = []
+        for (_, rank, client), lane in lanes.items():
+            lane.sort()
+            over, latest = self._over.get(client, 0), 0
+            for n, (_, submitted, _, job) in enumerate(lane):
+                if submitted > latest:
+                    latest = submitted
+                found.append((rank, over, latest, n, job))
+        found.sort()
+        return [entry[4] for entry in found]
 
     # -- inside --------------------------------------------------------------------------------------------------------
 
@@ -196,7 +245,7 @@ class PendingQueue:
         self._jobs[job.key] = (job, rank)
         lane = self._lanes.setdefault(job.model, {}).setdefault((rank, job.key.client), [])
         heapq.heappush(lane, (job.deadline_ms, job.submitted, job.key))
-        self._first.pop(job.model, None)
+        self._touch(job.model, job.key.client)
         if len(lane) > 2 * len(self._jobs) + SLACK:
             lane[:] = sorted(entry for entry in set(lane) if self._stands(entry, rank))
 
@@ -211,37 +260,55 @@ class PendingQueue:
             heapq.heappop(lane)
         return None
 
-    def _order(self, model: str | None = None) -> list[Waiting]:
-        """A job's turn does not come before those of its lane that have the earlier deadline."""
-        lanes: defaultdict[tuple[str, int, str], list[tuple[float, int, JobKey]]] = defaultdict(list)
-        for key, (job, rank) in self._jobs.items():
-            if model is None or job.model == model:
-                lanes[job.model, rank, key.client].append((job.deadline_ms, job.submitted, key))
-        found: list[tuple[Turn, int, Waiting]] = []
-        for (_, rank, client), lane in lanes.items():
-            latest = 0
-            for n, (_, submitted, key) in enumerate(sorted(lane)):
-                latest = max(latest, submitted)
-                found.append(((rank, self._over.get(client, 0), latest), n, self._jobs[key][0]))
-        found.sort(key=lambda entry: entry[:2])
-        return [job for _, _, job in found]
+    def _walk(self, lane: list[tuple[float, int, JobKey]], rank: int) -> Iterator[Waiting]:
+        """All that stand in a lane, in order, without taking anything out of its heap."""
+        frontier = [(lane[0], 0)] if lane else []
+        while frontier:
+            entry, at = heapq.heappop(frontier)
+            for child in (2 * at + 1, 2 * at + 2):
+                if child < len(lane):
+                    heapq.heappush(frontier, (lane[child], child))
+            if self._stands(entry, rank):
+                yield self._jobs[entry[2]][0]
+
+    def _touch(self, model: str, client: str) -> None:
+        self._first.pop(model, None)
+        self._stale.setdefault(model, set()).add(client)
+
+    def _first_of(self, model: str) -> tuple[Turn, Waiting] | None:
+        return self._first[model] if model in self._first else self._look(model)
 
     def _look(self, model: str) -> tuple[Turn, Waiting] | None:
-        lanes = self._lanes[model]
-        best: tuple[Turn, Waiting] | None = None
-        for (rank, client), lane in list(lanes.items()):
+        lanes, heap = self._lanes[model], self._heads.setdefault(model, [])
+        for client in self._stale.pop(model, ()):
+            self._see_lanes(lanes, heap, client)
+        if len(heap) > 4 * len(lanes) + SLACK_HEADS:
+            heap.clear()
+            for client in {client for _, client in lanes}:
+                self._see_lanes(lanes, heap, client)
+        while heap and not self._leads(model, *heap[0]):
+            heapq.heappop(heap)
+        best = self._first[model] = (heap[0][0], self._jobs[heap[0][1]][0]) if heap else None
+        return best
+
+    def _see_lanes(self, lanes: dict[Lane, list[Any]], heap: list[tuple[Turn, JobKey]], client: str) -> None:
+        for rank in RANK.values():
+            lane = lanes.get((rank, client))
+            if lane is None:
+                continue
             job = self._head(lane, rank)
             if job is None:
                 del lanes[rank, client]
             elif not self._at_limit(job):
-                turn = self._turn(job, rank)
-                if best is None or turn < best[0]:
-                    best = turn, job
-        if lanes:
-            self._first[model] = best
-        else:
-            del self._lanes[model]
-        return best
+                heapq.heappush(heap, (self._turn(job, rank), job.key))
+
+    def _leads(self, model: str, turn: Turn, key: JobKey) -> bool:
+        """Is this job still the head of its lane, with that turn, and may it run?"""
+        known = self._jobs.get(key)
+        if known is None or known[0].model != model or self._turn(*known) != turn or self._at_limit(known[0]):
+            return False
+        lane = self._lanes[model].get((known[1], key.client))
+        return lane is not None and self._head(lane, known[1]) is known[0]
 
     def _at_limit(self, job: Waiting) -> bool:
         return bool(job.max_running) and self._runs.get(job.key.client, 0) >= job.max_running
@@ -259,24 +326,31 @@ class PendingQueue:
 
     def _charge(self, client: str, units: float) -> None:
         self._had[client] = max(0.0, self._had.get(client, 0.0) + units)
+        if client in self._limited:  # it may have reached its limit, or be below it again
+            self._touch_all(client)
+        self._see_who_is_over()
+
+    def _touch_all(self, client: str) -> None:
         for model, waiting in self._of_model.items():
             if client in waiting:
-                self._first.pop(model, None)  # it may have reached its limit
-        self._see_who_is_over()
+                self._touch(model, client)
 
     def _see_who_is_over(self) -> None:
         active = self._waits.keys() | self._runs.keys()
-        had = {client: self._had.get(client, 0.0) for client in active}
-        total, others = sum(had.values()), len(active) - 1
+        had, others = self._had, len(active) - 1
+        total = sum(map(had.get, active, itertools.repeat(0.0)))
         # Against the mean of the others: of two clients one would need three times the other's to be half over their mean.
-        over = {
-            c: n
-            for c in active
-            if others and (n := int((had[c] * others / max(total - had[c], LEAST) - 1) / TOLERANCE)) > 0
-        }
+        nearly = 0.99 * total * (1 + TOLERANCE) / (1 + TOLERANCE + others)  # who has less has no tolerance to lose
+        over = {}
+        for client in [c for c in active if had.get(c, 0.0) > nearly] if others else ():
+            mean = max(total - had[client], LEAST) / others
+            if (n := int((had[client] / mean - 1) / TOLERANCE)) > 0:
+                over[client] = n
         if over != self._over:
-            self._over = over
-            self._first.clear()
+            before, self._over = self._over, over
+            for client in before.keys() | over.keys():
+                if before.get(client) != over.get(client):
+                    self._touch_all(client)
 
     @staticmethod
     def _less(counts: dict[str, int], name: str) -> None:

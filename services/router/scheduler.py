@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from libs.common.contracts.jobs import Completion
 from libs.common.contracts.nodes import canonical_model
 from libs.common.contracts.subjects import JobKey
-from services.router.fleet import Fleet, NodeView
+from services.router.fleet import Fleet
 from services.router.look import Loading, Look, Placement
 from services.router.pricing import Ask, Pricing
 from services.router.queue import PendingQueue, Waiting
 from services.router.replicas import Survey, survey
+from services.router.roster import Roster
 
 SURVEY_EVERY_S = 1.0
 BACKLOG_WITHIN_S = 120.0  # what waits for a model beyond its due counts as demand, to be worked off within so long
@@ -21,6 +22,7 @@ class Scheduler:
         self.fleet = fleet
         self.queue = PendingQueue()
         self.pricing = pricing or Pricing()
+        self.roster = Roster(fleet.nodes, self.pricing.catalog)
         self.asks: dict[JobKey, Ask] = {}
         self.copies_at = 0.0  # when to look again whether a copy of a model is worth its load
         self._survey: Survey | None = None
@@ -81,17 +83,14 @@ class Scheduler:
         """Something was loaded, or ordered to be: the survey is out of date."""
         self._survey = None
 
-    def survey(self, nodes: list[NodeView], now: float) -> Survey:
+    def survey(self, now: float) -> Survey:
         if self._survey is None or now - self._surveyed_at >= SURVEY_EVERY_S:
-            self._survey, self._surveyed_at = self._look_around(nodes, now), now
+            self._survey, self._surveyed_at = self._look_around(now), now
         return self._survey
 
-    def _look_around(self, nodes: list[NodeView], now: float) -> Survey:
+    def _look_around(self, now: float) -> Survey:
         pricing, waiting = self.pricing, self.queue.waiting_by_model()
-        holders: dict[str, set[str]] = {}
-        for node in nodes:
-            for model in sorted(node.resident | node.loading):
-                holders.setdefault(model, set()).add(node.name)
+        holders = {model: frozenset(nodes) for model, nodes in self.roster.held().items()}
         work = {model: pricing.work(model) for model in (*waiting, *holders, *pricing.demand.models())}
         load = {model: seconds * pricing.demand.per_second(model, now) for model, seconds in work.items()}
         queued = {model: seconds * sum(waiting.get(model, {}).values()) for model, seconds in work.items()}
@@ -100,5 +99,6 @@ class Scheduler:
             model: seconds + max(0.0, queued[model] - due * seconds) / BACKLOG_WITHIN_S
             for model, seconds in load.items()
         }
+        nodes = self.roster.fit.values()
         slots = {node.name: max(1, node.beat.slots) * pricing.rates.pace(node.name) for node in nodes}
-        return survey(load, work, slots, {model: frozenset(names) for model, names in holders.items()})
+        return survey(load, work, slots, holders)

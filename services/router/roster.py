@@ -1,0 +1,156 @@
+"""Which nodes take work at all, which of them could run a model, who holds it and who has a free slot. Pure.
+
+Every look asks all that, and little of it changes between two: it is kept, and only nodes that have changed are looked at again.
+Tables are in the order of names, as far as anything depends on it: verdicts must not depend on who came first.
+"""
+
+import itertools
+import math
+import operator
+from collections.abc import Mapping
+from typing import Any
+
+from libs.common.contracts.nodes import DEAD_S, SUSPECT_S
+from libs.common.contracts.requests import Priority
+from services.router import objections
+from services.router.catalog import Catalog
+from services.router.fleet import NodeView
+
+Able = Mapping[str, NodeView]  # by name
+
+
+class Roster:
+    def __init__(self, nodes: Mapping[str, NodeView], catalog: Catalog) -> None:
+        self._nodes, self._catalog = nodes, catalog
+        self.fit: dict[str, NodeView] = {}
+        self.unfit: dict[str, str] = {}  # why
+        self.free: dict[str, NodeView] = {}  # fit ones that have a slot
+        self.slots = 0  # of the fit ones
+        self._held: dict[str, dict[str, NodeView]] = {}  # fit nodes that have a model in memory or load it, by model
+        self._held_by: dict[str, frozenset[str]] = {}
+        self._able: dict[tuple[str, Priority], tuple[Able, frozenset[str]]] = {}
+        self._able_holders: dict[tuple[str, Priority], Able] = {}
+        self._abilities: dict[str, tuple[object, ...]] = {}  # what `able` depends on, by node
+        self._stamps: list[int] = []
+        self._since: tuple[int, float, float] = (-1, 0.0, 0.0)  # catalog, connected_at, now of the last full look
+        self._until = -math.inf  # then time alone changes something
+
+    def refresh(self, now: float, connected_at: float) -> None:
+        stamps = [node.stamp for node in self._nodes.values()]
+        catalog, connected, before = self._since
+        if catalog != self._catalog.version or len(stamps) != len(self._stamps):
+            self._start_anew()
+        elif connected == connected_at and before <= now < self._until:
+            if stamps != self._stamps:
+                changed = map(operator.ne, stamps, self._stamps)
+                for node in itertools.compress(self._nodes.values(), changed):
+                    self._see(node, now, connected_at)
+                self._stamps = stamps
+            return
+        self._until = math.inf
+        for node in self._nodes.values():
+            self._see(node, now, connected_at)
+        self._stamps, self._since = stamps, (self._catalog.version, connected_at, now)
+
+    def able(self, model: str, priority: Priority) -> tuple[Able, frozenset[str]]:
+        """Fit nodes that could run it, had they a slot; and why others could not."""
+        known = self._able.get((model, priority))
+        if known is None:
+            found, reasons = {}, set()
+            for node in self.fit.values():
+                why = self.objection(model, node, priority)
+                if why is None:
+                    found[node.name] = node
+                else:
+                    reasons.add(why)
+            known = self._able[model, priority] = found, frozenset(reasons)
+        return known
+
+    def holders(self, model: str, priority: Priority) -> Able:
+        """Those of `able` that have it in memory or load it."""
+        known = self._able_holders.get((model, priority))
+        if known is None:
+            able, _ = self.able(model, priority)
+            known = {name: node for name, node in self._held.get(model, {}).items() if name in able}
+            self._able_holders[model, priority] = known
+        return known
+
+    def held(self) -> Mapping[str, Mapping[str, NodeView]]:
+        """Fit nodes by what they have in memory or load; models in the order in which nodes bring them."""
+        found = [(next(iter(nodes)), model) for model, nodes in self._held.items() if nodes]
+        return {model: self._held[model] for _, model in sorted(found)}
+
+    def objection(self, model: str, node: NodeView, priority: Priority) -> str | None:
+        size = node.sizes.get(model, 0)
+        return objections.unable(model, node, self._catalog, priority=priority, size=size)
+
+    # -- inside --------------------------------------------------------------------------------------------------------
+
+    def _start_anew(self) -> None:
+        tables = (self.fit, self.unfit, self.free, self._held, self._held_by, self._able, self._able_holders)
+        for table in (*tables, self._abilities):
+            table.clear()
+        self.slots = 0
+
+    def _see(self, node: NodeView, now: float, connected_at: float) -> None:
+        name = node.name
+        why = objections.unfit(node, self._catalog, now=now, connected_at=connected_at)
+        self._until = min(self._until, _changes_at(node, now, connected_at))
+        beat = node.beat
+        ability = (
+            why is None, node.disk, node.suspect, node.loaded if beat.cold_stuck else None, beat.vram, beat.slots, id(node)
+        )  # fmt: skip
+        if ability != self._abilities.get(name):
+            self._abilities[name] = ability
+            self._able.clear()
+            self._able_holders.clear()
+            self.fit.pop(name, None)
+            self._hold(node, frozenset())
+            if why is None:
+                self.fit[name] = node
+                _sort(self.fit)
+            self.slots = sum(each.beat.slots for each in self.fit.values())
+        if why is None:
+            self.unfit.pop(name, None)
+        elif name in self.unfit:
+            self.unfit[name] = why
+        else:
+            self.unfit[name] = why
+            _sort(self.unfit)
+        if why is None and node.free_slots > 0:
+            self.free[name] = node
+        else:
+            self.free.pop(name, None)
+        held = node.resident | node.loading if node.loading else node.resident
+        self._hold(node, held if why is None else frozenset())
+
+    def _hold(self, node: NodeView, models: frozenset[str]) -> None:
+        before = self._held_by.get(node.name, frozenset())
+        if models == before:
+            return
+        self._held_by[node.name] = models
+        for model in before - models:
+            del self._held[model][node.name]
+        for model in models - before:
+            holders = self._held.setdefault(model, {})
+            holders[node.name] = node
+            _sort(holders)
+        self._able_holders.clear()
+
+
+def _sort(table: dict[str, Any]) -> None:
+    """In place, by name."""
+    names = list(table)
+    if len(names) > 1 and names[-1] < names[-2]:  # only the last one came later
+        ordered = sorted(table.items())
+        table.clear()
+        table.update(ordered)
+
+
+def _changes_at(node: NodeView, now: float, connected_at: float) -> float:
+    """When time alone makes it fit or unfit, or changes why."""
+    heard = max(node.heard_at, connected_at)
+    if node.set_aside_until <= now < heard + SUSPECT_S:
+        return heard + SUSPECT_S
+    moments = (heard + SUSPECT_S, heard + DEAD_S, node.set_aside_until)
+    return min((moment for moment in moments if moment > now), default=math.inf)
