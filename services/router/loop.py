@@ -22,17 +22,10 @@ from libs.common.contracts import subjects
 from libs.common.contracts.codec import Malformed, encode
 from libs.common.contracts.control import (
     EraseAnswer,
-    ModelOp,
-    ModelOrder,
-    ModelWork,
-    PlaceAnswer,
-    QuoteAnswer,
     RunAnswer,
     RunStatus,
     decode_erase,
     decode_free,
-    decode_place_query,
-    decode_quote,
 )
 from libs.common.contracts.faults import Code, Fault
 from libs.common.contracts.headers import FACTS
@@ -41,20 +34,21 @@ from libs.common.contracts.nodes import canonical_model, decode_heartbeat
 from libs.common.contracts.streams import MODELS
 from libs.common.contracts.subjects import JobKey
 from libs.common.folder import Entry, facts_of
-from libs.common.ids import new_op_id
 from libs.common.journal import Journal, Lost
 from libs.common.states import JobState
-from services.router import metrics, outlook
-from services.router.asking import ask_of, place_of, real_cost, waiting_of
+from services.router import metrics
+from services.router.asking import place_of, real_cost
 from services.router.clock import ServerClock
 from services.router.deeds import Deeds
+from services.router.enquiries import Enquiries
 from services.router.fleet import Fleet, Hold, Liveness, NodeView, RunKey
 from services.router.gatherer import Gatherer
 from services.router.index import Index, Job, Leftover
+from services.router.loader import Loader
 from services.router.look import Loading, Look, Placement
 from services.router.orders import Orders
 from services.router.queue import PendingQueue
-from services.router.residency import Stay, stay
+from services.router.residency import Stay
 from services.router.scheduler import Scheduler
 from services.router.settle import End, Enqueue, Gather, Wait, counts, settle
 from services.router.transitions import Transitions
@@ -72,10 +66,6 @@ TIDY_RETRY_S = 5.0
 SWEEP_AT_ONCE = 1000  # jobs of the whole index looked at per tick: 20,000 in five seconds, a millisecond each time
 RETRY_MS = 1000  # after a deed that NATS did not let through
 FRESH_MS = 60_000  # a submission older than this was read at a rebuild, and says nothing of what is asked for now
-LOAD_LOOK_S = 0.5
-SHOWN_S = 2.5  # a heartbeat comes every two seconds
-PLACES_S = 0.25
-FEW = 1000  # places of so many are reckoned at once when somebody new asks
 
 
 @dataclass(slots=True)
@@ -112,8 +102,8 @@ class Router:
         self._to_sweep: deque[JobKey] = deque()
         self._tidying = 0
         self._paused_until = 0.0
-        self._places: dict[JobKey, outlook.Place] = {}
-        self._places_until = 0.0
+        self.enquiries = Enquiries(self.scheduler, self._look, clock)
+        self._loader = Loader(self.scheduler, self._orders, self._wake.set)
 
     @property
     def queue(self) -> PendingQueue:
@@ -178,33 +168,6 @@ class Router:
         if free.given_back and (job := self._bound_as(run, free.boot)) is not None:
             self._deeds.do(job.key, self._requeue(job, free.epoch, free.fault, "given_back"))
         self._wake.set()
-
-    async def place(self, message: Message) -> bytes:
-        query = decode_place_query(message.data)
-        key = JobKey(query.client, query.job)
-        if (ask := self.scheduler.asks.get(key)) is None:
-            return encode(PlaceAnswer())
-        place = self._place_of(key)
-        reason = outlook.why_not(self._look(), ask)
-        return encode(PlaceAnswer(position=place.position, start_s=place.start_s, reason=reason))
-
-    async def quote(self, message: Message) -> bytes:
-        query = decode_quote(message.data)
-        ask = ask_of(query.client, query.submission, self.scheduler.pricing.rates)
-        now_ms = self._clock.now_ms()
-        waiting = waiting_of(
-            JobKey(query.client, ""), query.submission, ask, submitted=0, created_ms=now_ms, deadline_ms=now_ms
-        )
-        found = outlook.prospect(self._look(), waiting, ask)
-        return encode(
-            QuoteAnswer(
-                decision=found.decision,
-                reason=found.reason,
-                start_s=found.start_s,
-                finish_s=found.finish_s,
-                guessed=not self.scheduler.pricing.has_seen(ask.model),
-            )
-        )
 
     async def erase(self, message: Message) -> bytes:
         wish = decode_erase(message.data)
@@ -364,14 +327,6 @@ class Router:
     def _look(self) -> Look:
         return Look(self.scheduler, time.monotonic(), self._clock.now_ms(), self._hearing_since)
 
-    def _place_of(self, key: JobKey) -> outlook.Place:
-        """Reckoned for all at once, and not again for twenty times as long as that took: many ask."""
-        now = time.monotonic()
-        if now >= self._places_until or (key not in self._places and len(self.queue) < FEW):
-            self._places = outlook.places(self.queue, self._look(), self.scheduler.asks)
-            self._places_until = time.monotonic() + max(PLACES_S, 20 * (time.monotonic() - now))
-        return self._places.get(key) or outlook.Place(len(self.queue), None)
-
     def _schedule(self, now: float) -> None:
         """Give slots to those who wait, and load what they will ask for."""
         wanted = self.scheduler.wanted(now, self._clock.now_ms(), self._hearing_since)
@@ -382,7 +337,7 @@ class Router:
                 return
             if isinstance(wish, Loading):
                 wish.node.preload(wish.model, wish.order)
-                self._deeds.spawn(self._load_ahead(wish))
+                self._deeds.spawn(self._loader.load(wish))
                 continue
             key = wish.job.key
             job = self.index.jobs.get(key)
@@ -565,41 +520,8 @@ class Router:
         if view is None:
             return None, ()
         hold = view.holds.get((job.key, binding.epoch))
-        stays = self._stay(canonical_model(job.submission.model), view, job.submission.num_ctx)
+        stays = self._loader.stay(canonical_model(job.submission.model), view, job.submission.num_ctx)
         return stays, hold.evict if hold else ()
-
-    def _stay(self, model: str, view: NodeView, needed_ctx: int = 0) -> Stay:
-        pricing = self.scheduler.pricing
-        per_second = pricing.demand.per_second(model, time.monotonic())
-        return stay(model, view, pricing.catalog.model(model), per_second=per_second, needed_ctx=needed_ctx)
-
-    async def _load_ahead(self, wish: Loading) -> None:
-        """Raises BusError, and then the load may go on; the next heartbeat tells."""
-        view, model = wish.node, wish.model
-        spelled = next((m.name for m in view.beat.models if canonical_model(m.name) == model), model)
-        stays = self._stay(model, view)
-        order = ModelOrder(
-            op=ModelOp.LOAD, model=spelled, keep_alive=stays.keep_alive, num_ctx=stays.num_ctx,
-            evict=wish.order.evict, op_id=new_op_id(),
-        )  # fmt: skip
-        log.info("model.loads", model=model, node=view.name, evict=wish.order.evict)
-        failed: float | None = time.monotonic()
-        try:
-            while True:
-                answer = await self._orders.load(view.name, view.beat.boot, order)
-                if answer.state is not ModelWork.RUNNING:
-                    break
-                await asyncio.sleep(LOAD_LOOK_S)
-            if answer.state is ModelWork.DONE:
-                failed = None
-                await asyncio.sleep(SHOWN_S)  # until a heartbeat has it, or it would be loaded again
-            if failed:
-                log.warning("model.not_loaded", model=model, node=view.name, status=answer.status)
-        finally:
-            metrics.loads.labels("failed" if failed else "done").inc()
-            view.preload_ended(model, failed)
-            self.scheduler.moved()
-            self._wake.set()
 
     async def _hear_answer(self, job: Job, binding: Binding, answer: RunAnswer) -> None:
         run = (job.key, binding.epoch)

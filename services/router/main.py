@@ -34,8 +34,8 @@ async def start(settings: RouterSettings, bus: Bus) -> AsyncIterator[Running]:
         was_active = was_active or active
         if active and not serving:
             serving.append(await bus.subscribe(subjects.router("free"), router.on_free))
-            serving.append(await bus.serve(subjects.router("place"), router.place))
-            serving.append(await bus.serve(subjects.router("quote"), router.quote))
+            serving.append(await bus.serve(subjects.router("place"), router.enquiries.place))
+            serving.append(await bus.serve(subjects.router("quote"), router.enquiries.quote))
             serving.append(await bus.serve(subjects.router("erase"), router.erase))
         while not active and serving:
             await serving.pop().stop()
