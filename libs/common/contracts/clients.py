@@ -4,8 +4,11 @@ Keys of the bucket: `client.<id>` and `key.<key id>`. Secrets are stored as keye
 """
 
 from enum import StrEnum
+from fnmatch import fnmatchcase
+from typing import Any
 
 from libs.common.contracts.codec import Contract, Decoder
+from libs.common.contracts.nodes import canonical_model
 from libs.common.contracts.requests import Priority
 
 
@@ -17,6 +20,7 @@ class Scope(StrEnum):
     JOBS_CANCEL = "jobs:cancel"
     ADMIN_CLIENTS = "admin:clients"
     ADMIN_CLUSTER = "admin:cluster"
+    AUDIT_READ = "audit:read"
 
 
 DEFAULT_SCOPES: tuple[str, ...] = (
@@ -34,6 +38,36 @@ TOKEN_TTL_S = 300
 AUDIENCE = "arriero"  # of every access token; the gateways' name
 
 
+class ModelRule(Contract, frozen=True, kw_only=True):
+    """Which models there are for a caller: shell patterns (`llama3*`, `hf.co/*`) on canonical names; `deny` goes first."""
+
+    allow: tuple[str, ...] = ("*",)
+    deny: tuple[str, ...] = ()
+
+    def allows(self, model: str) -> bool:
+        """`model` in any spelling. A pattern without a tag means every tag."""
+        name = canonical_model(model)
+        return any(_matches(name, pattern) for pattern in self.allow) and not any(
+            _matches(name, pattern) for pattern in self.deny
+        )
+
+
+def _matches(name: str, pattern: str) -> bool:
+    last = pattern.lower().rpartition("/")[2]
+    return fnmatchcase(name.lower(), pattern.lower() if ":" in last or last.endswith("*") else f"{pattern.lower()}:*")
+
+
+class Limits(Contract, frozen=True, kw_only=True):
+    """Of one account over all gateways together; 0: no limit. Tokens are those of prompts and of answers."""
+
+    requests_per_minute: int = 0
+    tokens_per_minute: int = 0
+    tokens_per_day: int = 0  # days and months of UTC
+    tokens_per_month: int = 0
+    open_streams: int = 0
+    queued: int = 0  # jobs that wait for a node
+
+
 class Policy(Contract, frozen=True, kw_only=True):
     """What a client may ask for. `priority` is the best class it gets, whatever it asks; `deadline_s` and
     `result_ttl_s` replace the defaults of every route."""
@@ -43,6 +77,8 @@ class Policy(Contract, frozen=True, kw_only=True):
     result_ttl_s: float | None = None
     weight: float = 1.0  # its share of the fleet while others wait, too
     max_running: int = 0  # jobs at nodes at once; the others wait. 0: no limit
+    models: ModelRule = ModelRule()
+    limits: Limits = Limits()
 
 
 class Client(Contract, frozen=True, kw_only=True):
@@ -56,6 +92,9 @@ class Client(Contract, frozen=True, kw_only=True):
     disabled: bool = False
     not_before: int = 0
     policy: Policy = Policy()
+    jwks: tuple[dict[str, Any], ...] = ()  # its public keys, for private_key_jwt (RFC 7523)
+    nats: str = ""  # the public nkey of its own NATS user; empty: it has none
+    expires_at: int | None = None  # seconds since the epoch
     created_at: str = ""
 
 
@@ -66,10 +105,20 @@ class ApiKey(Contract, frozen=True, kw_only=True):
     client: str
     verifier: str
     last4: str = ""
+    name: str = ""  # what its owner calls it
     scopes: tuple[str, ...] | None = None  # None: all of its client's
+    models: ModelRule | None = None  # beside its client's rule: a model must pass both
+    limits: Limits | None = None  # beside its client's: an account of its own
     disabled: bool = False
     expires_at: int | None = None
     created_at: str = ""
+
+
+class Account(Contract, frozen=True, kw_only=True):
+    """What limits are counted on: `client.<id>` or `key.<id>`."""
+
+    name: str
+    limits: Limits
 
 
 class Principal(Contract, frozen=True, kw_only=True):
@@ -78,7 +127,14 @@ class Principal(Contract, frozen=True, kw_only=True):
     client: str
     scopes: frozenset[str]
     policy: Policy = Policy()
-    credential: str = ""  # "token:<jti>" or "key:<id>", for the audit trail
+    credential: str = ""  # "token:<jti>", "key:<id>" or "nats", for the audit trail
+    models: tuple[ModelRule, ...] = ()  # a model must pass all of them
+    accounts: tuple[Account, ...] = ()  # only those with limits
+    issued_at: int = 0  # of a token, seconds since the epoch
+    kid: str = ""  # the key that signed it
+
+    def allows(self, model: str) -> bool:
+        return all(rule.allows(model) for rule in self.models)
 
 
 decode_client = Decoder(Client)

@@ -38,6 +38,9 @@ class Code(StrEnum):
     DRAINING = "draining"
     DEADLINE_EXCEEDED = "deadline_exceeded"
     DEADLINE_UNMEETABLE = "deadline_unmeetable"
+    RATE_LIMITED = "rate_limited"
+    QUOTA_EXHAUSTED = "quota_exhausted"
+    QUEUE_FULL = "queue_full"
 
 
 class Meaning(NamedTuple):
@@ -76,6 +79,10 @@ MEANING: dict[Code, Meaning] = {
     Code.DRAINING: Meaning(503, True, "This process is shutting down"),
     Code.DEADLINE_EXCEEDED: Meaning(504, False, "The job ran out of time"),
     Code.DEADLINE_UNMEETABLE: Meaning(429, True, "The job would not end in time"),
+    Code.RATE_LIMITED: Meaning(429, True, "Too many requests"),
+    # Trying again helps tomorrow, or next month; SDKs would try again in seconds.
+    Code.QUOTA_EXHAUSTED: Meaning(429, False, "The tokens of this day or month are used up"),
+    Code.QUEUE_FULL: Meaning(429, True, "As many jobs of this client wait as may"),
 }
 
 

@@ -13,6 +13,7 @@ MIB = 1024**2
 
 JOBS = "JOBS"
 OUT = "OUT"
+AUDIT = "AUDIT"
 
 
 class Stream(Contract, frozen=True, kw_only=True):
@@ -27,6 +28,8 @@ class Stream(Contract, frozen=True, kw_only=True):
     max_bytes: int | None = None
     replicated: bool = True
     rollup: bool = False
+    append_only: bool = False  # nobody may delete a message or purge, not even a user that may do everything
+    counter: bool = False  # messages are increments, acks hold the sum (ADR-49); no message has a TTL then
 
     def config(self, *, replicas: int, max_bytes: int) -> dict[str, Any]:
         """As the JetStream API takes it; every field stands here, so that a comparison sees all of them."""
@@ -43,11 +46,12 @@ class Stream(Contract, frozen=True, kw_only=True):
             "max_bytes": self.max_bytes or max_bytes,
             "max_msg_size": 1 * MIB,
             "duplicate_window": 120 * NANOSECOND,
-            "allow_msg_ttl": True,
+            "allow_msg_ttl": not self.counter,
+            **({"allow_msg_counter": True} if self.counter else {}),  # without a TTL a stream may be one, else not
             "allow_direct": True,
             "allow_rollup_hdrs": self.rollup,
-            "deny_delete": False,
-            "deny_purge": False,
+            "deny_delete": self.append_only,
+            "deny_purge": self.append_only,
         }
 
 
@@ -72,6 +76,16 @@ STREAMS: tuple[Stream, ...] = (
         max_msgs_per_subject=-1,
         max_age_s=75 * 60,  # one run is at most 60 minutes; the rest is time to gather it
         max_bytes=4 * GIB,
+    ),
+    Stream(
+        name=AUDIT,
+        subjects=("audit.*.*",),
+        purpose="Arriero: who did what to what, each writer's records a hash chain",
+        discard="old",
+        max_msgs_per_subject=-1,
+        max_age_s=400 * 24 * 3600,  # a year, and what a yearly review takes
+        max_bytes=2 * GIB,
+        append_only=True,
     ),
     bucket(NODES, "Arriero: heartbeats of the nodes"),
     bucket(LEASES, "Arriero: leases, such as the active router's"),

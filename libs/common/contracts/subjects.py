@@ -12,6 +12,7 @@
 | `ctl.<node>.<boot>.run|cancel|read|ping|model` | core request | router, gateway → worker |
 | `ctl.router.free|place|erase|quote`        | core         | worker, gateway → router      |
 | `api.<client>.submit|get|cancel|list`      | core request | internal service → gateways   |
+| `audit.<service>.<writer>`                 | stream AUDIT | auth, gateway                 |
 | `$KV.<bucket>.<key>`                       | buckets      | see `streams`                 |
 """
 
@@ -142,6 +143,10 @@ def router(verb: RouterVerb) -> str:
 
 def api(client: str, verb: ApiVerb) -> str:
     return f"api.{token(client)}.{verb}"
+
+
+def audit(service: str, writer: str) -> str:
+    return f"audit.{token(service)}.{token(writer)}"
 
 
 def parse_api(subject: str) -> tuple[str, str]:
