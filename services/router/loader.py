@@ -55,6 +55,7 @@ class Loader:
                 await asyncio.sleep(LOOK_S)
             if answer.state is ModelWork.DONE:
                 failed_at = None
+                self._learn(view, model, answer.load_s)
                 await asyncio.sleep(SHOWN_S)  # until a heartbeat has it, or it would be loaded again
             else:
                 failed_at = time.monotonic()
@@ -64,3 +65,7 @@ class Loader:
             view.preload_ended(model, failed_at)
             self._scheduler.moved()
             self._ended()
+
+    def _learn(self, view: NodeView, model: str, load_s: float) -> None:
+        size = view.sizes.get(model, 0)
+        self._scheduler.pricing.rates.learn(view.name, model, size, load_s=load_s)

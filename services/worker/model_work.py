@@ -51,6 +51,7 @@ class _Work:
     op_ids: set[str] = field(default_factory=set)
     answer: ModelAnswer = BEGINS
     ended_at: float = 0.0
+    load_s: float = 0.0  # as in ModelAnswer
 
     @property
     def running(self) -> bool:
@@ -142,7 +143,7 @@ class ModelDesk:
             log.exception("model.mistaken", op=op, model=model)
             state, status = ModelWork.FAILED, "the worker made a mistake; its log says which"
         work.answer = ModelAnswer(
-            state=state, status=status, completed=work.answer.completed, total=work.answer.total
+            state=state, status=status, completed=work.answer.completed, total=work.answer.total, load_s=work.load_s
         )  # fmt: skip
         work.ended_at = time.monotonic()
         log.info("model.work", op=op, model=model, state=state, status=status, seconds=round(work.ended_at - began, 2))
@@ -154,14 +155,24 @@ class ModelDesk:
             if order.evict:
                 await self.make_room(order.evict)
             path, body = self._load_request(order, model)
+            alone, began = self._loads_alone(model), time.monotonic()
             try:
                 async with asyncio.timeout(self._load_s):
-                    await self._whole(path, body)
+                    said = await self._whole(path, body)
             except TimeoutError:
                 raise WorkFailed(f"{model} was not loaded within {self._load_s:g} s") from None
+            if alone and not work.load_s:
+                work.load_s = _seconds(said.get("load_duration")) or time.monotonic() - began
             # Else somebody joined with other wishes: a load of what is loaded takes milliseconds.
             if work.order is order:
                 return "loaded"
+
+    def _loads_alone(self, model: str) -> bool:
+        """Will the next request that brings this model into memory take as long as that takes, and no longer? Ollama loads one
+        after the other, and says nothing of it (ollama-facts.md §1.8, §3.1)."""
+        at_work = {name for (op, name), work in self._works.items() if op is ModelOp.LOAD and work.running}
+        others = (at_work - {model}).union(self._in_use())
+        return self._inventory.in_memory(model) is False and all(map(self._inventory.in_memory, others))
 
     def _load_request(self, order: ModelOrder, model: str) -> tuple[str, dict[str, Any]]:
         """Ollama's load-only request (ollama-facts.md §1.8). Without a wish it keeps the context that the model has in memory:
@@ -221,10 +232,13 @@ class ModelDesk:
             raise WorkFailed("the pull ended too soon; ask again to go on")
         return "pulled"
 
-    async def _whole(self, path: str, body: dict[str, Any]) -> None:
+    async def _whole(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        """Its last line."""
+        line: dict[str, Any] = {}
         async with contextlib.aclosing(self._ollama.lines(path, body)) as lines:
-            async for _ in lines:
+            async for line in lines:  # noqa: B007
                 pass
+        return line
 
     async def _tell(self, *, disk: bool) -> None:
         """The next heartbeat has it; a node that is slow to say so changes nothing about what was done."""
@@ -255,6 +269,10 @@ class ModelDesk:
             log.warning("evict.failed", models=victims, error=str(error))
         except TimeoutError:
             log.warning("evict.late", models=victims, seconds=ROOM_S)
+
+
+def _seconds(nanoseconds: Any) -> float:
+    return nanoseconds / 1e9 if isinstance(nanoseconds, int | float) else 0.0
 
 
 def _sentence(error: Exception) -> str:

@@ -45,7 +45,9 @@ async def placed(bus: Bus, key: JobKey) -> PlaceAnswer:
 
 
 @contextlib.asynccontextmanager
-async def loading(bus: Bus, worker: FakeWorker, state: ModelWork = ModelWork.DONE) -> AsyncIterator[list[ModelOrder]]:
+async def loading(
+    bus: Bus, worker: FakeWorker, state: ModelWork = ModelWork.DONE, load_s: float = 0.0
+) -> AsyncIterator[list[ModelOrder]]:
     """A worker that carries out orders on models: at once, or never."""
     orders: list[ModelOrder] = []
 
@@ -54,7 +56,7 @@ async def loading(bus: Bus, worker: FakeWorker, state: ModelWork = ModelWork.DON
         if state is ModelWork.DONE:
             worker.loaded = (*worker.loaded, orders[-1].model)
             await worker.beat()
-        return encode(ModelAnswer(state=state, status="" if state is ModelWork.DONE else "no"))
+        return encode(ModelAnswer(state=state, status="" if state is ModelWork.DONE else "no", load_s=load_s))
 
     serving = await bus.serve(subjects.worker(worker.node, worker.boot, "model"), receive)
     try:
@@ -196,6 +198,19 @@ async def test_finished_jobs_teach_how_fast_a_node_is(bus: Bus, routers: Routers
         assert (round(after.prefill_s, 6), round(after.decode_s, 6)) == (0.002, 0.1)
         assert router.scheduler.pricing.rates.answer_tokens("acme", "m:1", 0) == 100
         assert not (await quoted(bus)).guessed
+
+
+async def test_a_load_ahead_of_need_teaches_how_long_a_load_takes(bus: Bus, routers: Routers) -> None:
+    async with (
+        fake_worker(bus, loaded=()) as worker,
+        loading(bus, worker, load_s=33.0) as orders,
+        routers.one(bus) as router,
+    ):
+        await heard(router, 1)
+        await Bucket(bus, MODELS).put(model_record("m:1"), encode(ModelPolicy(name="m:1", pins=(worker.node,))))
+        await eventually(lambda: orders)
+        view, pricing = router.fleet.nodes[worker.node], router.scheduler.pricing
+        await eventually(lambda: pricing.load_s(view, "m:1") == 33.0)
 
 
 async def test_a_burst_of_one_client_does_not_come_before_everybody_else(bus: Bus, routers: Routers) -> None:

@@ -53,6 +53,19 @@ async def test_a_model_is_loaded_with_what_was_asked_for_and_unloaded_again(arou
         await eventually(lambda: not around.beat.loaded)
 
 
+async def test_a_load_says_how_long_it_took_unless_the_model_was_there_or_another_one_came_first(
+    around: World, start_sim: StartSim
+) -> None:
+    sim = await start_sim(load_overhead_s=0.5, disk_gbps=1000)
+    async with around.worker(sim.url) as worker:
+        await eventually(lambda: around.beat.models)
+        assert 0.5 <= (await ended(around, worker, ModelOp.LOAD, "chat", op_id="a")).load_s < 10
+        assert (await ended(around, worker, ModelOp.LOAD, "chat", op_id="b")).load_s == 0
+        await ended(around, worker, ModelOp.UNLOAD, "chat", op_id="c")
+        await asyncio.gather(*(ask(around, worker, ModelOp.LOAD, model, op_id="d") for model in ("embed", "chat")))
+        assert (await ended(around, worker, ModelOp.LOAD, "chat", op_id="d")).load_s == 0
+
+
 async def test_a_load_without_a_wish_for_a_context_keeps_the_one_in_memory(around: World, sim: SimServer) -> None:
     """Another num_ctx would be a load anew."""
     async with around.worker(sim.url) as worker:

@@ -146,12 +146,14 @@ class ModelWork(StrEnum):
 
 
 class ModelAnswer(Contract, frozen=True, kw_only=True):
-    """`completed` of `total` bytes while Ollama tells them (a pull), else 0."""
+    """`completed` of `total` bytes while Ollama tells them (a pull), else 0. `load_s`: seconds that Ollama took to bring the
+    model into memory, nothing else before it; 0: it was there, or that is not known."""
 
     state: ModelWork
     status: str = ""
     completed: int = 0
     total: int = 0
+    load_s: float = 0.0
 
 
 class Erase(Contract, frozen=True, kw_only=True):
