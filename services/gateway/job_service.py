@@ -15,13 +15,15 @@ from libs.common.contracts.clients import Principal
 from libs.common.contracts.codec import Malformed, encode
 from libs.common.contracts.control import Erase, decode_erase_answer
 from libs.common.contracts.events import START, Position
-from libs.common.contracts.faults import Code, Failed, failed
+from libs.common.contracts.faults import Code, Failed, Fault, failed
 from libs.common.contracts.jobs import Binding, CancelMark, Completion, Submission
 from libs.common.contracts.requests import Request, decode_request
 from libs.common.contracts.subjects import BadToken, JobKey
 from libs.common.folder import Entry, ttl_s
 from libs.common.journal import Journal
 from libs.common.states import JobState
+from services.gateway.catalog import Catalog
+from services.gateway.context import too_long
 from services.gateway.dialects import NOT_FOUND_JOB
 from services.gateway.fleet import FleetView
 from services.gateway.job_bodies import parse_job
@@ -52,6 +54,7 @@ class JobService:
         self,
         bus: Bus,
         fleet: FleetView,
+        catalog: Catalog,
         submitter: Submitter,
         readers: Readers | None = None,
         *,
@@ -60,6 +63,7 @@ class JobService:
         self.bus = bus
         self._readers = readers or Readers()
         self.fleet = fleet
+        self._catalog = catalog
         self.outlook = Outlook(bus)
         self._max_num_ctx = max_num_ctx
         self._journal = Journal(bus)
@@ -76,6 +80,8 @@ class JobService:
         wish = self._parsed(principal, body)
         await self.new_key(principal, wish, idempotency_key)
         submission = self._submitter.prepare(principal, wish).submission
+        if refusal := self._too_long(submission, wish):
+            raise Failed(refusal)
         answer = await self.outlook.quote(principal.client, submission, within=QUOTE_S)
         if answer is None:
             message = "no router answers at the moment, so nobody knows where the job would go; try again"
@@ -156,8 +162,10 @@ class JobService:
         return entry is not None and entry.facts is not None
 
     async def submit(self, principal: Principal, wish: Wish, key: JobKey, *, keyed: bool) -> Submitted:
-        """Raises Failed: as Submitter.prepare and Submitter.submit, and DEADLINE_UNMEETABLE."""
+        """Raises Failed: as Submitter.prepare and Submitter.submit, and CONTEXT_LENGTH_EXCEEDED, DEADLINE_UNMEETABLE."""
         prepared = self._submitter.prepare(principal, wish)
+        if refusal := self._too_long(prepared.submission, wish):
+            await self._refuse(key, prepared, refusal, keyed=keyed)
         if wish.deadline_asked:
             await self._check_deadline(key, prepared, keyed=keyed)
         return await self._submitter.submit(key, prepared, keyed=keyed)
@@ -172,9 +180,15 @@ class JobService:
     async def _check_deadline(self, key: JobKey, prepared: Prepared, *, keyed: bool) -> None:
         """Who set a deadline wants to know now that it cannot be met. Without an answer in time the job is taken."""
         answer = await self.outlook.quote(key.client, prepared.submission, within=ADMISSION_S)
-        refusal = answer and too_late(prepared.submission, answer)
-        # Who asks again for a job that is there gets it, however long it takes.
-        if refusal and not (keyed and await self._stands(key)):
+        if refusal := answer and too_late(prepared.submission, answer):
+            await self._refuse(key, prepared, refusal, keyed=keyed)
+
+    def _too_long(self, submission: Submission, wish: Wish) -> Fault | None:
+        return too_long(submission, wish.request, self._catalog.model(submission.model))
+
+    async def _refuse(self, key: JobKey, prepared: Prepared, refusal: Fault, *, keyed: bool) -> None:
+        """But who asks again for a job that is there gets it, whatever speaks against it by now."""
+        if not (keyed and await self._stands(key)):
             log.info("job.refused", client=key.client, model=prepared.submission.model, code=refusal.code)
             raise Failed(refusal)
 

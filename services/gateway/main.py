@@ -34,7 +34,7 @@ async def start(settings: GatewaySettings, bus: Bus) -> AsyncIterator[Running]:
     credentials = Credentials(bus, issuer=settings.issuer, jwks_url=settings.jwks_url, cluster_secret=secret)
     fleet, streams, pressure = FleetView(bus), Streams(), Pressure(bus)
     catalog = Catalog(bus)
-    service = JobService(bus, fleet, Submitter(bus, secret, pressure), max_num_ctx=settings.max_num_ctx)
+    service = JobService(bus, fleet, catalog, Submitter(bus, secret, pressure), max_num_ctx=settings.max_num_ctx)
     intake = Intake(settings.max_body)
     warm_up = WarmUp([credentials.checks()["clients"], fleet.follower.problem])
     specs = [

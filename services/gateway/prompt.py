@@ -16,6 +16,8 @@ from libs.common.contracts.requests import Kind, Request
 BYTES_PER_TOKEN = 4  # the usual rule of thumb; an estimate is all the router needs
 # Vision models spend 256 (gemma3) to about 1,600 (llama3.2-vision) tokens on an image, whatever its bytes.
 IMAGE_TOKENS = 768
+# What no usual text and model goes below: prose of one that knows many long words, and gemma3's images.
+LEAST_BYTES_PER_TOKEN, LEAST_IMAGE_TOKENS = 6, 256
 
 # Claude Code puts `x-anthropic-billing-header: cc_version=…; cch=…;` before its system prompt, with other values in each
 # request (security-and-clients.md §0.7). It says nothing to a model, and would make no two prompts alike.
@@ -44,10 +46,21 @@ def pieces(kind: Kind, request: Request) -> list[Piece]:
 
 def tokens(parts: Iterable[Piece]) -> int:
     """How many the prompt has, about."""
+    return max(1, tokens_at(*_extent(parts)))
+
+
+def at_least(parts: Iterable[Piece]) -> int:
+    """So many tokens at least: for refusals, which an estimate must not cause by its error."""
+    size, images = _extent(parts)
+    return size // LEAST_BYTES_PER_TOKEN + images * LEAST_IMAGE_TOKENS
+
+
+def _extent(parts: Iterable[Piece]) -> tuple[int, int]:
+    """Bytes, and images."""
     size = images = 0
     for part in parts:
         size, images = size + len(part.text), images + part.images
-    return max(1, tokens_at(size, images))
+    return size, images
 
 
 def tokens_at(size: int, images: int) -> int:

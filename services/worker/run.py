@@ -265,7 +265,13 @@ class RunTask:
                 return found
             kind, request, joint = found
             patience.rendered(time.monotonic())
-        path, payload = ollama_request(kind, request, keep_alive=self.order.keep_alive, num_ctx=self.order.num_ctx)
+        path, payload = ollama_request(
+            kind,
+            request,
+            keep_alive=self.order.keep_alive,
+            num_ctx=self.order.num_ctx,
+            whole=carried is None,  # an answer that outgrows its context has always gone on without its beginning
+        )
         ending: Ending = Broke("the node's stream ended without a word")
         async with contextlib.aclosing(self.node.ollama.stream(path, payload)) as stream:
             async for item in stream:

@@ -55,9 +55,15 @@ class NodeSaid(Exception):
 
 
 def ollama_request(
-    kind: Kind, request: Request, *, keep_alive: str | int | None = None, num_ctx: int | None = None
+    kind: Kind,
+    request: Request,
+    *,
+    keep_alive: str | int | None = None,
+    num_ctx: int | None = None,
+    whole: bool = False,
 ) -> tuple[str, bytes]:
-    """(path, body). What the router decided for the node wins over what the client asked for."""
+    """(path, body). What the router decided for the node wins over what the client asked for. `whole`: a prompt that does not
+    fit the context is refused, unless the client said that it may be cut; Ollama's default is to cut it silently (§2.3)."""
     body: dict[str, Any] = {"model": request.model}
     for name in _FIELDS[kind]:
         value = getattr(request, name)
@@ -65,6 +71,8 @@ def ollama_request(
             body[name] = value
     if kind is not Kind.EMBED:
         body["stream"] = True
+        if whole:
+            body.setdefault("truncate", False)
     if num_ctx is not None:
         body["options"] = {**body.get("options", {}), "num_ctx": num_ctx}
     if keep_alive is not None:

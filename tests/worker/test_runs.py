@@ -252,6 +252,21 @@ async def test_what_the_router_decided_for_the_node_reaches_it(around: World, si
     assert sim.state.runners[0].num_ctx == 1024
 
 
+async def test_a_prompt_that_does_not_fit_is_refused_and_never_cut_in_silence(around: World, sim: SimServer) -> None:
+    """The gateway can only guess at tokens; the node's own tokenizer has the last word (ollama-facts.md §2.3)."""
+    history = [{"role": "user", "content": "many words " * 60} for _ in range(8)]
+    async with around.worker(sim.url) as worker:
+        for truncate, state in ((None, JobState.FAILED), (True, JobState.SUCCEEDED)):
+            job = await around.submit(messages=history, truncate=truncate)
+            await around.ask(worker, await around.bind(worker, job, num_ctx=512))
+            facts, _ = await around.done(job)
+            assert facts.state is state
+            if facts.fault:
+                assert facts.fault.code is Code.CONTEXT_LENGTH_EXCEEDED
+    assert facts.usage
+    assert facts.usage.prompt_tokens < 512
+
+
 async def test_large_requests_and_large_answers_lie_in_parts(around: World) -> None:
     """Over 512 kB neither fits into one message; chunks are never larger than a gateway takes (DESIGN §3–4)."""
     answer = json.dumps({"model": "embed", "embeddings": [[0.25] * 2000] * 80, "prompt_eval_count": 9}).encode()

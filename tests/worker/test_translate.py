@@ -92,6 +92,14 @@ def test_a_kind_gets_its_own_fields_as_they_came_and_never_those_of_others(
     assert body == expected
 
 
+def test_a_prompt_is_not_cut_unless_its_client_said_that_it_may_be() -> None:
+    for kind in (Kind.CHAT, Kind.GENERATE):
+        assert sent(kind, request(), whole=True)["truncate"] is False
+        for said in (True, False):
+            assert sent(kind, request(truncate=said), whole=True)["truncate"] is said
+    assert "truncate" not in sent(Kind.EMBED, request(), whole=True)
+
+
 def test_the_order_of_keys_inside_schemas_and_tools_stays() -> None:
     """Models answer in the order of a schema's properties."""
     _, body = ollama_request(Kind.CHAT, request(format=VALUES["format"], tools=VALUES["tools"]))
