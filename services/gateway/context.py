@@ -20,8 +20,8 @@ def too_long(submission: Submission, request: Request, policy: ModelPolicy) -> F
         return None
     if submission.num_ctx > limit:
         message = (
-            f"options.num_ctx is {submission.num_ctx}, but {submission.model} has a context of {limit} tokens in the whole fleet: "
-            "ask for less, or have the model's setting raised"
+            f"options.num_ctx is {submission.num_ctx}, but {submission.model} has a context of {limit} tokens in the whole "
+            "fleet: ask for less, or have the model's setting raised"
         )
         return _fault(limit, "options.num_ctx", message)
     if submission.kind is Kind.EMBED or request.truncate:  # inputs go one by one; who says that it may be cut means it

@@ -36,7 +36,11 @@ def refused(policy: ModelPolicy = FIXED, kind: Kind = Kind.GENERATE, num_ctx: in
 
 def test_more_than_the_models_context_is_refused_and_the_limit_is_named() -> None:
     asked = refused(num_ctx=LIMIT + 1, prompt="hi")
-    assert (asked.code, asked.path, asked.details) == (Code.CONTEXT_LENGTH_EXCEEDED, "options.num_ctx", {"num_ctx": LIMIT})
+    assert (asked.code, asked.path, asked.details) == (
+        Code.CONTEXT_LENGTH_EXCEEDED,
+        "options.num_ctx",
+        {"num_ctx": LIMIT},
+    )
     assert "4096" in asked.message
     assert "4097" in asked.message
     prompt = refused(prompt=LONG)
