@@ -126,7 +126,11 @@ def _shown(client: Client) -> dict[str, Any]:
         "client_id": client.id,
         "name": client.name,
         "scopes": client.scopes,
-        "policy": msgspec.structs.asdict(client.policy),
+        "policy": {
+            **msgspec.structs.asdict(client.policy),
+            "models": msgspec.structs.asdict(client.policy.models),
+            "limits": msgspec.structs.asdict(client.policy.limits),
+        },
         "disabled": client.disabled,
         "created_at": client.created_at,
     }

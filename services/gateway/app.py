@@ -9,11 +9,17 @@ from starlette.routing import Match, Route
 from services.gateway.credentials import Credentials
 from services.gateway.endpoint import Endpoint, RouteSpec, nothing_here
 from services.gateway.http import Exchange, Receive, Scope, Send
+from services.gateway.sessions import Sessions
 from services.gateway.warm_up import WarmUp
 
 
 def create_app(
-    specs: list[RouteSpec], credentials: Credentials, *, closing: Callable[[], bool], warm_up: WarmUp
+    specs: list[RouteSpec],
+    credentials: Credentials,
+    sessions: Sessions,
+    *,
+    closing: Callable[[], bool],
+    warm_up: WarmUp,
 ) -> Any:
     """`closing`: does this process shut down?"""
     # FastAPI's part is the application and, later, the OpenAPI document; the routes are plain ASGI (DESIGN §4).
@@ -21,7 +27,7 @@ def create_app(
     routes = [
         _Route(
             spec.path,
-            Endpoint(spec, credentials, closing=closing, warm_up=warm_up),
+            Endpoint(spec, credentials, sessions, closing=closing, warm_up=warm_up),
             methods=[spec.method],
             name=f"{spec.method} {spec.path}",
         )

@@ -16,9 +16,12 @@ from services.gateway.credentials import Credentials, require
 from services.gateway.dialects import dialect_of, error_body, error_headers
 from services.gateway.http import Disconnected, Exchange, Receive, Send
 from services.gateway.http import Scope as HttpScope
+from services.gateway.sessions import Sessions
 from services.gateway.warm_up import WarmUp
 
 log = structlog.get_logger()
+
+GOODBYE_S = 0.2  # a stream must be closed within a second of the revocation
 
 Handler = Callable[[Exchange, Principal], Awaitable[None]]
 
@@ -39,12 +42,14 @@ class Endpoint:
         self,
         spec: RouteSpec,
         credentials: Credentials,
+        sessions: Sessions,
         *,
         closing: Callable[[], bool] = lambda: False,
         warm_up: WarmUp | None = None,
     ) -> None:
         self._spec = spec
         self._credentials = credentials
+        self._sessions = sessions
         self._closing = closing
         self._warm_up = warm_up
 
@@ -57,12 +62,16 @@ class Endpoint:
                 await self._warm_up.wait()
             principal = await self._credentials.principal(exchange.raw_headers)
             require(principal, self._spec.scope)
-            await self._spec.handler(exchange, principal)
+            with self._sessions.one(principal) as exchange.session:
+                await self._spec.handler(exchange, principal)
         except Failed as error:
             await answer_fault(exchange, error.fault)
         except Disconnected:
             pass
         except asyncio.CancelledError:
+            if exchange.session is not None and exchange.session.caught():
+                await _answer_lapsed(exchange, exchange.session.lapsed or "")
+                return
             # The drain is over and the server ends what still works: without an answer of ours it would send a bare 500.
             if exchange.started:
                 raise  # the connection breaks, so that the client sees that something is missing
@@ -82,6 +91,20 @@ class Endpoint:
             log.debug(
                 "request.answered", route=self._spec.path, status=exchange.status, seconds=time.monotonic() - began
             )
+
+
+async def _answer_lapsed(exchange: Exchange, reason: str) -> None:
+    """The connection ends, and soon, also that of a client that reads nothing."""
+    exchange.closing = True
+    try:
+        async with asyncio.timeout(GOODBYE_S):
+            fault = Fault(code=Code.UNAUTHENTICATED, message=f"The request was ended: {reason}.")
+            await answer_fault(exchange, fault)
+    except (TimeoutError, RuntimeError, OSError):  # its answer was complete already, or the client is gone
+        pass
+    finally:
+        if exchange.started:
+            await exchange.abort()
 
 
 async def answer_fault(exchange: Exchange, fault: Fault, headers: Sequence[tuple[bytes, bytes]] = ()) -> None:

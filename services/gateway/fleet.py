@@ -10,6 +10,7 @@ import structlog
 from libs.common.bus.buckets import Bucket, value_of
 from libs.common.bus.connection import Bus, Stored
 from libs.common.bus.follower import Follower
+from libs.common.contracts.clients import Principal
 from libs.common.contracts.codec import Malformed
 from libs.common.contracts.nodes import (
     DEAD_S,
@@ -82,6 +83,13 @@ class FleetView:
             for model in beat.models:
                 found.setdefault(canonical_model(model.name), model)
         return found
+
+    def models_for(self, principal: Principal) -> dict[str, DiskModel]:
+        """Those that its rules allow: for it, others do not exist."""
+        found = self.models()
+        if not principal.models:
+            return found
+        return {name: model for name, model in found.items() if principal.allows(name)}
 
     def working(self, node: str, client: str, job: str, epoch: int) -> bool:
         """Does the node's last heartbeat list this run?"""

@@ -11,6 +11,7 @@ from urllib.parse import parse_qsl
 
 from libs.common.contracts.codec import encode
 from libs.common.contracts.faults import Code, failed
+from services.gateway.sessions import Session
 
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -37,8 +38,14 @@ class Exchange:
         self.started = False
         self.status = 0
         self.closing = False  # the connection ends with this answer
+        self.session: Session | None = None  # once it is known who asks
         self._receive = receive
         self._send = send
+
+    @property
+    def is_revoked(self) -> bool:
+        """Was this request ended because its credential does not count any more?"""
+        return self.session is not None and self.session.lapsed is not None
 
     def header(self, name: str) -> str | None:
         wanted = name.lower().encode()

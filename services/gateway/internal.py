@@ -4,6 +4,7 @@ The owner is the subject's; NATS lets a user publish only under its own name. An
 reply subject somebody else chose could aim an answer at a stream that others read.
 """
 
+import asyncio
 import contextlib
 from collections import Counter
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from services.gateway.credentials import Credentials, require
 from services.gateway.intake import Intake
 from services.gateway.job_service import JobService
 from services.gateway.listing import list_jobs
+from services.gateway.sessions import Sessions
 
 log = structlog.get_logger()
 
@@ -38,9 +40,12 @@ _SCOPES = {
 
 
 class InternalApi:
-    def __init__(self, bus: Bus, credentials: Credentials, service: JobService, intake: Intake) -> None:
+    def __init__(
+        self, bus: Bus, credentials: Credentials, sessions: Sessions, service: JobService, intake: Intake
+    ) -> None:
         self._bus = bus
         self._credentials = credentials
+        self._sessions = sessions
         self._service = service
         self._intake = intake
         self._calls: Counter[str] = Counter()  # being answered, by client
@@ -91,7 +96,13 @@ class InternalApi:
             raise failed(Code.NOT_FOUND, f"there are {', '.join(_SCOPES)}, but no {verb[:64]}")
         principal = self._credentials.named(client)
         require(principal, _SCOPES[verb])
-        return encode(await self._call(principal, verb, payload or b"{}"))
+        with self._sessions.one(principal) as session:
+            try:
+                return encode(await self._call(principal, verb, payload or b"{}"))
+            except asyncio.CancelledError:
+                if session.caught():
+                    raise failed(Code.UNAUTHENTICATED, f"the request was ended: {session.lapsed}") from None
+                raise
 
     async def _call(self, principal: Principal, verb: str, payload: bytes) -> object:
         match verb:

@@ -150,7 +150,7 @@ class JobService:
             )
         key = self._submitter.new_key(principal, wish, idempotency_key)
         try:
-            check_model(wish.request.model, self.fleet.models(), is_complete=self.fleet.is_complete)
+            check_model(wish.request.model, self.fleet.models_for(principal), is_complete=self.fleet.is_complete)
         except Failed:
             # Who asks again for a job that is there gets it, also when the model has gone since.
             if idempotency_key is None or not await self._stands(key):

@@ -3,6 +3,7 @@
 import asyncio
 import re
 import secrets
+from collections.abc import AsyncIterator
 from typing import Any, NamedTuple
 
 from libs.common.bus.connection import Bus, Message
@@ -10,10 +11,10 @@ from libs.common.bus.failures import BusError
 from libs.common.bus.follower import parse_ack
 from libs.common.contracts import subjects
 from libs.common.contracts.codec import Malformed
-from libs.common.contracts.faults import Code, failed
+from libs.common.contracts.faults import Code, Failed, failed
 from libs.common.contracts.jobs import Completion
 from libs.common.contracts.streams import JOBS, NANOSECOND
-from libs.common.folder import Facts, facts_of
+from libs.common.folder import Entry, Facts, facts_of
 from libs.common.states import JobState
 from services.gateway.view import row
 
@@ -28,6 +29,29 @@ class Page(NamedTuple):
 
     rows: list[dict[str, Any]]
     cursor: str | None
+
+
+async def unfinished(bus: Bus, client: str) -> AsyncIterator[tuple[str, Entry]]:
+    """The client's jobs that have not ended, each with its newest record; one that begins meanwhile may be missing.
+
+    Raises Failed (UNAVAILABLE).
+    """
+    start, more = 1, True
+    newest: dict[str, _Record] = {}
+    while more:
+        try:
+            records, more = await _fetch(bus, client, start, MAX_LIMIT * RECORDS_PER_JOB)
+        except (BusError, TimeoutError) as error:
+            raise _away() from error
+        for record in records:
+            if record.facts is None or isinstance(record.facts, Completion):
+                newest.pop(record.job, None)
+            else:
+                newest[record.job] = record
+        more = more and bool(records)
+        start = records[-1].sequence + 1 if records else start
+    for job, record in newest.items():
+        yield job, Entry(record.sequence, record.at_ms, record.facts, b"")
 
 
 class _Record(NamedTuple):
@@ -53,7 +77,7 @@ async def list_jobs(bus: Bus, client: str, *, cursor: str | None, limit: int, st
     try:
         records, more = await _fetch(bus, client, int(cursor or 0) + 1, looked_through)
     except (BusError, TimeoutError) as error:
-        raise failed(Code.UNAVAILABLE, "the job store does not answer at the moment; try again") from error
+        raise _away() from error
     rows, last = _rows(records, limit, state)
     ended = not more and (not records or last == records[-1].sequence)
     return Page(rows, None if ended else str(last))
@@ -125,6 +149,10 @@ async def _fetch(bus: Bus, client: str, start: int, count: int) -> tuple[list[_R
         await subscription.stop()
         await bus.publish(f"$JS.API.CONSUMER.DELETE.{JOBS}.{name}")
     return found, pending > len(found)
+
+
+def _away() -> Failed:
+    return failed(Code.UNAVAILABLE, "the job store does not answer at the moment; try again")
 
 
 def _record(message: Message, sequence: int, at_ms: int) -> _Record:

@@ -20,6 +20,8 @@ from services.gateway.jobs_routes import JobsRoutes
 from services.gateway.models_routes import ModelsRoutes
 from services.gateway.openai_routes import OpenAiRoutes
 from services.gateway.pressure import Pressure
+from services.gateway.revoking import Revoking
+from services.gateway.sessions import Sessions
 from services.gateway.settings import GatewaySettings
 from services.gateway.streaming import Streams
 from services.gateway.submission import Submitter
@@ -36,14 +38,15 @@ async def start(settings: GatewaySettings, bus: Bus) -> AsyncIterator[Running]:
     catalog = Catalog(bus)
     service = JobService(bus, fleet, catalog, Submitter(bus, secret, pressure), max_num_ctx=settings.max_num_ctx)
     intake = Intake(settings.max_body)
-    warm_up = WarmUp([credentials.checks()["clients"], fleet.follower.problem])
+    sessions = Sessions()
+    warm_up = WarmUp([*(credentials.checks()[name] for name in ("clients", "revocations")), fleet.follower.problem])
     specs = [
         *JobsRoutes(service, streams, intake).routes(),
         *OpenAiRoutes(service, streams, intake).routes(),
         *FleetRoutes(bus, fleet, catalog, streams).routes(),
         *ModelsRoutes(fleet, catalog).routes(),
     ]
-    internal = await InternalApi(bus, credentials, service, intake).serve()
+    internal = await InternalApi(bus, credentials, sessions, service, intake).serve()
 
     async def drain() -> None:
         """No new jobs; open streams go on for the grace, then end so that they can be resumed elsewhere."""
@@ -59,6 +62,7 @@ async def start(settings: GatewaySettings, bus: Bus) -> AsyncIterator[Running]:
         yield Running(
             tasks={
                 "credentials": credentials.run(),
+                "revoking": Revoking(credentials, sessions, service).run(),
                 "fleet": fleet.follower.run(),
                 "catalog": catalog.follower.run(),
                 "pressure": pressure.watch(),
@@ -66,7 +70,7 @@ async def start(settings: GatewaySettings, bus: Bus) -> AsyncIterator[Running]:
             },
             ports=[
                 Port(
-                    create_app(specs, credentials, closing=lambda: pressure.draining, warm_up=warm_up),
+                    create_app(specs, credentials, sessions, closing=lambda: pressure.draining, warm_up=warm_up),
                     settings.host,
                     settings.port,
                 )

@@ -7,6 +7,7 @@
 | arriero_gateway_streams_open             | gauge     |              | open event streams                       |
 | arriero_gateway_first_token_seconds      | histogram |              | from request to the first token shown    |
 | arriero_gateway_client_disconnects_total | counter   |              | chat clients that left before the end    |
+| arriero_gateway_requests_revoked_total   | counter   |              | requests ended because their credential was revoked |
 | arriero_gateway_jobs_store_ratio         | gauge     |              | how full the stream JOBS is, 0 to 1      |
 """
 
@@ -22,4 +23,5 @@ first_token = Histogram(
     buckets=(0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 40, 80, 160, 300),
 )
 disconnects = Counter("arriero_gateway_client_disconnects", "Chat clients that left before the end")
+revoked = Counter("arriero_gateway_requests_revoked", "Requests ended because their credential was revoked")
 jobs_full = Gauge("arriero_gateway_jobs_store_ratio", "How full the stream JOBS is")

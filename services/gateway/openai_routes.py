@@ -70,11 +70,11 @@ class OpenAiRoutes:
         ]
 
     async def models(self, exchange: Exchange, principal: Principal) -> None:
-        found = self._service.fleet.models()
+        found = self._service.fleet.models_for(principal)
         await exchange.respond_json(200, {"object": "list", "data": [_model(m.name) for m in found.values()]})
 
     async def model(self, exchange: Exchange, principal: Principal) -> None:
-        found = self._service.fleet.models().get(canonical_model(exchange.params["model"]))
+        found = self._service.fleet.models_for(principal).get(canonical_model(exchange.params["model"]))
         if found is None:
             raise failed(
                 Code.MODEL_NOT_FOUND, f"no node has the model {exchange.params['model'][:200]!r}", path="model"
@@ -122,7 +122,11 @@ class OpenAiRoutes:
             except Disconnected:
                 metrics.disconnects.inc()
                 if not detached:
-                    self._cancel_later(key)
+                    self._cancel_later(key, "the client disconnected")
+            except asyncio.CancelledError:
+                if exchange.is_revoked:
+                    self._cancel_later(key, "its credential was revoked")
+                raise
 
     async def completion(self, exchange: Exchange, principal: Principal) -> None:
         """The completion of a job of this dialect, from wherever its reader stands. Never cancels it."""
@@ -222,12 +226,12 @@ class OpenAiRoutes:
         made = completion(key.job, watch.job.model, watch.created_ms // 1000, answer)
         await exchange.respond_json(200, made, _headers(key))
 
-    def _cancel_later(self, key: JobKey) -> None:
+    def _cancel_later(self, key: JobKey, reason: str) -> None:
         """The client is gone, so nobody waits for this; it must outlive the request."""
 
         async def cancel() -> None:
             with suppress(Failed):
-                await self._service.mark_cancelled(key, await self._service.newest(key), "the client disconnected")
+                await self._service.mark_cancelled(key, await self._service.newest(key), reason)
 
         task = asyncio.create_task(cancel())
         self._cancelling.add(task)

@@ -150,6 +150,7 @@ def submission_of(affinity_key: bytes, principal: Principal, wish: Wish, body: b
         num_ctx=wish.num_ctx,
         weight=principal.policy.weight,
         max_running=principal.policy.max_running,
+        credential=principal.credential,
         detached=wish.detached,
         metadata=wish.metadata,
         include_usage=wish.include_usage,

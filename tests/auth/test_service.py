@@ -17,7 +17,7 @@ from joserfc.jwk import ECKey, KeySet
 from libs.common.bus.buckets import Bucket
 from libs.common.bus.connection import Bus
 from libs.common.bus.provision import create_missing
-from libs.common.contracts.clients import AUDIENCE, DEFAULT_SCOPES, Client, decode_client
+from libs.common.contracts.clients import AUDIENCE, DEFAULT_SCOPES, Client, Limits, decode_client
 from libs.common.contracts.codec import encode
 from libs.common.credentials import api_keys
 from services.auth.keyring import RECORD, Ring, SigningKey, decode_ring
@@ -97,6 +97,8 @@ async def test_a_client_is_created_shown_and_created_only_once(auth: Auth) -> No
     assert body.items() >= {"client_id": "alice", "name": "alice", "scopes": ["jobs:read", "inference"]}.items()
     assert body["policy"] == {
         "priority": "batch", "deadline_s": None, "result_ttl_s": None, "weight": 0.5, "max_running": 2,
+        "models": {"allow": ["*"], "deny": []},
+        "limits": dict.fromkeys(msgspec.structs.asdict(Limits()), 0),
     }  # fmt: skip
 
     again = await auth.http.post("/clients", json={"name": "alice"}, headers=admin)

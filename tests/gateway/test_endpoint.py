@@ -9,6 +9,7 @@ import pytest
 from libs.common.contracts.clients import Principal, Scope
 from services.gateway.endpoint import Endpoint, RouteSpec
 from services.gateway.http import Exchange
+from services.gateway.sessions import Sessions
 
 
 class Anybody:
@@ -37,7 +38,7 @@ async def cut_off(*, started: bool) -> list[dict[str, Any]]:
 
     spec = RouteSpec("GET", "/jobs/{id}", Scope.JOBS_READ, handler)
     scope = {"type": "http", "method": "GET", "path": "/jobs/x", "headers": []}
-    request = asyncio.create_task(Endpoint(spec, Anybody())(scope, receive, send))  # type: ignore[arg-type]
+    request = asyncio.create_task(Endpoint(spec, Anybody(), Sessions())(scope, receive, send))  # type: ignore[arg-type]
     await working.wait()
     request.cancel()
     if started:

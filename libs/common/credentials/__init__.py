@@ -6,4 +6,5 @@
 | `verifiers` | how a secret is stored and compared                              |
 | `tokens`    | when an access token counts                                      |
 | `directory` | all clients and keys in memory, as the bucket `clients` has them |
+| `revocations` | tokens and signing keys that no longer count, as the bucket `revoked` has them |
 """

@@ -1,6 +1,7 @@
 """All clients and API keys in memory, kept as the bucket `clients` has them: looking one up is a dictionary's work."""
 
 import asyncio
+from collections.abc import Callable
 from contextlib import suppress
 from typing import NoReturn
 
@@ -25,12 +26,15 @@ def api_key_key(key: str) -> str:
 
 
 class Directory:
-    """`clients` and `keys` by id. Believe them only while `fresh`: else a revocation may have been missed."""
+    """`clients` and `keys` by id. Believe them only while `fresh`: else a revocation may have been missed.
 
-    def __init__(self, bus: Bus) -> None:
+    `on_change` hears of each record whose client it is about, and None after everything had to be forgotten."""
+
+    def __init__(self, bus: Bus, *, on_change: Callable[[str | None], None] = lambda client: None) -> None:
         self.clients: dict[str, Client] = {}
         self.keys: dict[str, ApiKey] = {}
         self.revision = 0  # of the last record seen
+        self._on_change = on_change
         self._seen: list[tuple[int, asyncio.Future[None]]] = []
         self._follower = Follower(
             bus, f"KV_{CLIENTS}", [key_subject(CLIENTS, ">")], self._record, on_reset=self._forget
@@ -60,14 +64,19 @@ class Directory:
         self.clients.clear()
         self.keys.clear()
         self.revision = 0
+        self._on_change(None)
 
     def _record(self, stored: Stored) -> None:
         value = value_of(stored)
         match stored.subject.split(".")[2:]:
             case ["client", name]:
                 self._keep_client(name, value)
+                self._on_change(name)
             case ["key", name]:
+                before = self.keys.get(name)
                 self._keep_key(name, value)
+                if (key := before or self.keys.get(name)) is not None:
+                    self._on_change(key.client)
             case _:
                 log.warning("directory.record_ignored", subject=stored.subject)
         self.revision = stored.sequence

@@ -4,24 +4,32 @@ import asyncio
 import time
 from collections.abc import Callable
 
+import msgspec
+
 from libs.common.bus.connection import Bus
-from libs.common.contracts.clients import Client, Principal, Scope
+from libs.common.contracts.clients import Account, ApiKey, Client, Limits, ModelRule, Principal, Scope
 from libs.common.contracts.faults import Code, Failed, failed
 from libs.common.credentials.api_keys import ApiKeyText
 from libs.common.credentials.directory import Directory
+from libs.common.credentials.revocations import Revocations
 from libs.common.credentials.tokens import Claims, Rejected, UnknownKey, verify
 from libs.common.credentials.verifiers import Verifiers
 from libs.common.ops import Check
+from services.gateway.credentials.changes import Changes
 from services.gateway.credentials.extract import AccessToken, Headers, extract
 from services.gateway.credentials.jwks import Jwks
 from services.gateway.credentials.verified import VerifiedTokens
+
+_NO_LIMITS = Limits()
+_ALL_MODELS = ModelRule()
 
 JWKS_PATH = "/.well-known/jwks.json"
 
 
 class Credentials:
-    """`run` must be running. Clients and keys are looked at anew in every call of `principal`, so what auth writes
-    about them counts from the moment it arrives; only a token's signature is remembered.
+    """`run` must be running. Clients, keys and revocations are looked at anew in every call of `principal`, so what auth
+    writes about them counts from the moment it arrives; only a token's signature is remembered. `changes` names whose
+    credentials may have ended since.
 
     `issuer` is auth's public URL, as tokens name it; `jwks_url` where this gateway reaches the keys, if not there.
     """
@@ -36,7 +44,9 @@ class Credentials:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._issuer = issuer.rstrip("/")
-        self._directory = Directory(bus)
+        self.changes = Changes()
+        self._directory = Directory(bus, on_change=self.changes.note)
+        self._revocations = Revocations(bus, on_change=self.changes.note)
         self._verifiers = Verifiers(cluster_secret)
         self._jwks = Jwks(jwks_url or self._issuer + JWKS_PATH)
         self._verified = VerifiedTokens()
@@ -46,10 +56,15 @@ class Credentials:
         """Follows clients and signing keys until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._directory.run(), name="credentials.directory")
+            tasks.create_task(self._revocations.run(), name="credentials.revocations")
             tasks.create_task(self._jwks.run(), name="credentials.jwks")
 
     def checks(self) -> dict[str, Check]:
-        return {"clients": self._directory.check, "jwks": self._jwks.check}
+        return {
+            "clients": self._directory.check,
+            "revocations": self._revocations.check,
+            "jwks": self._jwks.check,
+        }
 
     async def principal(self, headers: Headers) -> Principal:
         """Raises Failed: UNAUTHENTICATED; INVALID_REQUEST for two different credentials; UNAVAILABLE while nobody can
@@ -65,10 +80,42 @@ class Credentials:
         UNAVAILABLE."""
         self._require_fresh()
         client = self._client(name)
-        return Principal(client=client.id, scopes=frozenset(client.scopes), policy=client.policy, credential="nats")
+        return _principal(client, frozenset(client.scopes), "nats")
+
+    @property
+    def fresh(self) -> bool:
+        """May what is known of clients and revocations be believed?"""
+        return self._directory.fresh and self._revocations.fresh
+
+    def lapsed(self, client: str, credential: str, at: float, *, kid: str = "") -> str | None:
+        """Why what `credential` (as in Principal) was given to by `at`, seconds since the epoch, does not count any more;
+        None while it does. A token or key that has merely expired has not lapsed: what it began may end.
+
+        To be believed only while `fresh`.
+        """
+        owner = self._directory.clients.get(client)
+        if owner is None:
+            return "the client no longer exists"
+        if owner.disabled:
+            return "the client is disabled"
+        kind, _, name = credential.partition(":")
+        if kind == "key":
+            key = self._directory.keys.get(name)
+            return "the API key was revoked" if key is None or key.disabled else None
+        if kind == "token" and (name in self._revocations.tokens or at < owner.not_before):
+            return "the access token was revoked"
+        if kid and kid in self._revocations.keys:
+            return "the key that signed the access token was withdrawn"
+        return None
+
+    def with_lapses(self) -> set[str]:
+        """Clients of which something is disabled or revoked at the moment."""
+        found = {client.id for client in self._directory.clients.values() if client.disabled or client.not_before}
+        found |= {key.client for key in self._directory.keys.values() if key.disabled}
+        return found | {token.client for token in self._revocations.tokens.values() if token.client}
 
     def _require_fresh(self) -> None:
-        if (why := self._directory.check()) is not None:
+        if (why := self._directory.check() or self._revocations.check()) is not None:
             raise _unavailable(why)
 
     def _by_key(self, presented: ApiKeyText) -> Principal:
@@ -83,14 +130,15 @@ class Credentials:
         scopes = frozenset(client.scopes)
         if key.scopes is not None:
             scopes &= frozenset(key.scopes)
-        return Principal(client=client.id, scopes=scopes, policy=client.policy, credential=f"key:{key.id}")
+        return _principal(client, scopes, f"key:{key.id}", key=key)
 
     def _by_token(self, claims: Claims) -> Principal:
         client = self._client(claims.client)
-        if claims.iat < client.not_before:
-            raise _unauthenticated("This access token was revoked. Get a new one.")
-        scopes = claims.scopes & frozenset(client.scopes)
-        return Principal(client=client.id, scopes=scopes, policy=client.policy, credential=f"token:{claims.jti}")
+        credential = f"token:{claims.jti}"
+        if why := self.lapsed(client.id, credential, claims.iat, kid=claims.kid):
+            raise _unauthenticated(f"This access token does not count any more: {why}. Get a new one.")
+        found = _principal(client, claims.scopes & frozenset(client.scopes), credential)
+        return msgspec.structs.replace(found, issued_at=claims.iat, kid=claims.kid)
 
     def _client(self, name: str) -> Client:
         client = self._directory.clients.get(name)
@@ -98,6 +146,8 @@ class Credentials:
             raise _unauthenticated("The client of this credential no longer exists.")
         if client.disabled:
             raise _unauthenticated("The client of this credential is disabled.")
+        if client.expires_at is not None and self._clock() >= client.expires_at:
+            raise _unauthenticated("The client of this credential has expired.")
         return client
 
     async def _claims(self, token: AccessToken) -> Claims:
@@ -130,6 +180,22 @@ def require(principal: Principal, scope: Scope) -> None:
             Code.FORBIDDEN,
             f"This needs the scope {scope}; the credential has {' '.join(sorted(principal.scopes)) or 'none'}.",
         )
+
+
+def _principal(client: Client, scopes: frozenset[str], credential: str, *, key: ApiKey | None = None) -> Principal:
+    policy = client.policy
+    models = (policy.models, key.models if key and key.models else _ALL_MODELS)
+    accounts = [Account(name=f"client.{client.id}", limits=policy.limits)]
+    if key is not None and key.limits is not None:
+        accounts.append(Account(name=f"key.{key.id}", limits=key.limits))
+    return Principal(
+        client=client.id,
+        scopes=scopes,
+        policy=policy,
+        credential=credential,
+        models=tuple(rule for rule in models if rule != _ALL_MODELS),
+        accounts=tuple(account for account in accounts if account.limits != _NO_LIMITS),
+    )
 
 
 def _unauthenticated(message: str) -> Failed:
