@@ -333,6 +333,17 @@ class Bus:
             return []
         return await self._direct(stream, {"multi_last": subjects}, timeout)
 
+    async def newest_of(self, stream: str, subject: str) -> Stored | None:
+        """The newest message on exactly this subject, perhaps stale. What is asked for stands in the request's subject, so a user
+        can be allowed to read just these (ADR-31)."""
+        msg = await self._ask(f"$JS.API.DIRECT.GET.{stream}.{subject}", b"", REQUEST_TIMEOUT_S)
+        headers = dict(msg.headers or {})
+        if (status := headers.get("Status")) is None:
+            return _from_direct(Message(msg.subject, msg.data, headers, ""))
+        if status == "404":
+            return None
+        raise NoResponders(f"direct get on {stream}: status {status}")
+
     async def from_sequence(
         self, stream: str, subject: str, sequence: int = 1, *, batch: int = 1000, timeout: float = REQUEST_TIMEOUT_S
     ) -> list[Stored]:
