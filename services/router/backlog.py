@@ -39,18 +39,27 @@ def backlog(
     slots: int,
 ) -> Backlog:
     """`waiting`: jobs by model and client; `work`: seconds of a slot that one takes; `holders`: nodes by model."""
+    queued = worked_off(waiting, work, slots * HORIZON_S)
+    levels: dict[str, float] = {}
+    for model, seconds in queued.items():
+        nodes = list(holders.get(model, ()))
+        total = sum(node.beat.slots for node in nodes)
+        for node in nodes:
+            levels[node.name] = levels.get(node.name, 0.0) + seconds / max(1, total)
+    return Backlog(queued, levels)
+
+
+def worked_off(
+    waiting: Mapping[str, Mapping[str, int]], work: Mapping[str, float], capacity: float
+) -> dict[str, float]:
+    """Slot-seconds that wait for each model, of each client no more than its share of `capacity`; `waiting` as above."""
     of_client: dict[str, float] = {}
     for model, clients in waiting.items():
         for client, count in clients.items():
             of_client[client] = of_client.get(client, 0.0) + count * work[model]
-    granted = shares(of_client, slots * HORIZON_S)
-    scale = {client: granted[client] / of_client[client] if of_client[client] else 1.0 for client in of_client}
-    queued: dict[str, float] = {}
-    levels: dict[str, float] = {}
-    for model, clients in waiting.items():
-        queued[model] = sum(count * work[model] * scale[client] for client, count in clients.items())
-        nodes = list(holders.get(model, ()))
-        total = sum(node.beat.slots for node in nodes)
-        for node in nodes:
-            levels[node.name] = levels.get(node.name, 0.0) + queued[model] / max(1, total)
-    return Backlog(queued, levels)
+    granted = shares(of_client, capacity)
+    scale = {client: granted[client] / asked if asked else 1.0 for client, asked in of_client.items()}
+    return {
+        model: sum(count * work[model] * scale[client] for client, count in clients.items())
+        for model, clients in waiting.items()
+    }

@@ -235,7 +235,7 @@ class Look:
 
     def _best_copy(self) -> Loading | None:
         looked = self._scheduler.survey(self.now)
-        delayed = len(self._queue) / max(1, self.roster.slots)
+        delayed = self._scheduler.delayed
         best: tuple[float, Loading | None] = (0.0, None)
         for model, load in sorted(looked.load.items()):
             holders = looked.holders.get(model)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from libs.common.contracts.jobs import Completion
 from libs.common.contracts.nodes import canonical_model
 from libs.common.contracts.subjects import JobKey
+from services.router.backlog import worked_off
 from services.router.fleet import Fleet
 from services.router.look import Loading, Look, Placement
 from services.router.pricing import Ask, Pricing
@@ -27,6 +28,7 @@ class Scheduler:
         self.copies_at = 0.0  # when to look again whether a copy of a model is worth its load
         self._survey: Survey | None = None
         self._surveyed_at = 0.0
+        self.delayed = 0.0  # jobs for each slot that wait behind a load, as of the survey
 
     def clear(self) -> None:
         """The jobs; what was learned stays."""
@@ -93,7 +95,9 @@ class Scheduler:
         holders = {model: frozenset(nodes) for model, nodes in self.roster.held().items()}
         work = {model: pricing.work(model) for model in (*waiting, *holders, *pricing.demand.models())}
         load = {model: seconds * pricing.demand.per_second(model, now) for model, seconds in work.items()}
-        queued = {model: seconds * sum(waiting.get(model, {}).values()) for model, seconds in work.items()}
+        queued = dict.fromkeys(work, 0.0) | worked_off(waiting, work, self.roster.slots * BACKLOG_WITHIN_S)
+        jobs = sum(seconds / work[model] for model, seconds in queued.items())
+        self.delayed = jobs / max(1, self.roster.slots)
         due = sum(queued.values()) / (sum(load.values()) or 1.0)  # were every model waited for as it is asked for
         load = {
             model: seconds + max(0.0, queued[model] - due * seconds) / BACKLOG_WITHIN_S

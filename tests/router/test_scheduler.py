@@ -182,6 +182,46 @@ def test_a_pin_is_loaded_and_one_that_failed_is_left_for_two_minutes() -> None:
         assert bool(wishes(scheduler, NOW + later)) == tried
 
 
+def loads(clients: dict[str, dict[str, int]], seen_before: int = 20) -> list[tuple[str, str]]:
+    """Which copies are wanted: six nodes of one slot, two of them hold m:1, one each x:1 and y:1; all of them busy."""
+    held = ("m:1", "m:1", "x:1", "y:1")
+    nodes = [
+        a_node(f"b{n}", loaded=(model,), slots=1, running=[(JobKey("z", f"r{n}"), 1)]) for n, model in enumerate(held)
+    ]
+    scheduler = a_scheduler(*nodes, *(a_node(f"f{n}", slots=1) for n in range(2)))
+    for model in sorted(SIZES):
+        for n in range(seen_before):
+            scheduler.pricing.demand.asked(model, NOW - 10 * n)
+    number = 0
+    for client, models in clients.items():
+        for model, count in models.items():
+            for _ in range(count):
+                number += 1
+                submit(scheduler, number, model, client=client)
+    return [(wish.node.name, wish.model) for wish in wishes(scheduler) if isinstance(wish, Loading)]
+
+
+few = st.dictionaries(st.sampled_from(sorted(SIZES)), st.integers(1, 12), min_size=1, max_size=3)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.dictionaries(st.sampled_from(["ann", "ben", "cec"]), few, min_size=1, max_size=3),
+    st.sampled_from(sorted(SIZES)), st.integers(0, 2000),
+)  # fmt: skip
+def test_what_a_client_asks_beyond_its_share_loads_no_copies(others, flooded, beyond) -> None:  # type: ignore[no-untyped-def]
+    """Six slots for 120 s are 144 jobs of 5 s: 145 of one client are more than its share, whatever the others ask for."""
+    share = 145
+    assert loads({**others, "flood": {flooded: share}}) == loads({**others, "flood": {flooded: share + beyond}})
+
+
+def test_a_client_that_is_alone_on_the_fleet_gets_its_copies() -> None:
+    assert not loads({}, seen_before=0)
+    found = loads({"ann": {"x:1": 500}}, seen_before=0)
+    assert {model for _, model in found} == {"x:1"}
+    assert {"f0", "f1"} <= {node for node, _ in found}
+
+
 def test_a_pin_is_not_loaded_where_loads_do_not_come() -> None:
     scheduler = a_scheduler(a_node("b", cold_stuck=True))
     scheduler.pricing.catalog = pinned("b")
