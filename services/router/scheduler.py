@@ -96,7 +96,7 @@ class Scheduler:
         work = {model: pricing.work(model) for model in (*waiting, *holders, *pricing.demand.models())}
         load = {model: seconds * pricing.demand.per_second(model, now) for model, seconds in work.items()}
         queued = dict.fromkeys(work, 0.0) | worked_off(waiting, work, self.roster.slots * BACKLOG_WITHIN_S)
-        jobs = sum(seconds / work[model] for model, seconds in queued.items())
+        jobs = sum(seconds / work[model] for model, seconds in queued.items() if seconds)
         self.delayed = jobs / max(1, self.roster.slots)
         due = sum(queued.values()) / (sum(load.values()) or 1.0)  # were every model waited for as it is asked for
         load = {
