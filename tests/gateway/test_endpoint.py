@@ -10,6 +10,7 @@ from libs.common.contracts.clients import Principal, Scope
 from services.gateway.endpoint import Endpoint, RouteSpec
 from services.gateway.http import Exchange
 from services.gateway.sessions import Sessions
+from tests.support.waiting import eventually
 
 
 class Anybody:
@@ -59,3 +60,42 @@ async def test_a_request_that_the_end_of_the_process_cuts_off_is_told_to_try_ano
 
 async def test_a_stream_that_the_end_of_the_process_cuts_off_gets_nothing_added() -> None:
     assert [message["type"] for message in await cut_off(started=True)] == ["http.response.start"]
+
+
+class Stuck:
+    """A connection whose client takes nothing after the first piece."""
+
+    def __init__(self) -> None:
+        self.transport = self
+        self.aborted = asyncio.Event()
+        self.sent = 0
+
+    def abort(self) -> None:
+        self.aborted.set()
+
+    async def send(self, message: dict[str, Any]) -> None:
+        self.sent += 1
+        if self.sent > 2:
+            await asyncio.Event().wait()
+
+    async def receive(self) -> dict[str, Any]:
+        await self.aborted.wait()
+        return {"type": "http.disconnect"}
+
+
+async def test_a_revoked_stream_is_closed_also_when_its_client_reads_nothing() -> None:
+    stuck, sessions = Stuck(), Sessions()
+
+    async def handler(exchange: Exchange, principal: Principal) -> None:
+        await exchange.start_events()
+        while True:
+            await exchange.write(b": more\n\n")
+
+    spec = RouteSpec("GET", "/jobs/{id}/stream", Scope.JOBS_READ, handler)
+    scope = {"type": "http", "method": "GET", "path": "/jobs/x/stream", "headers": []}
+    request = asyncio.create_task(Endpoint(spec, Anybody(), sessions)(scope, stuck.receive, stuck.send))  # type: ignore[arg-type]
+    await eventually(lambda: stuck.sent == 3)
+    assert sessions.end_lapsed(["c"], lambda principal: "it was revoked") == 1
+    assert sessions.end_lapsed(None, lambda principal: "it was revoked") == 0  # once is enough
+    await asyncio.wait_for(request, 10)
+    assert stuck.aborted.is_set()

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
+import msgspec
 
 from libs.common.contracts.clients import DEFAULT_SCOPES
 from libs.common.runtime import Running
@@ -37,14 +38,17 @@ async def working(running: Running) -> AsyncIterator[None]:
 
 
 @contextlib.asynccontextmanager
-async def whole(nats: NatsServer, **settings: Any) -> AsyncIterator[tuple[Gateway, httpx.AsyncClient]]:
-    """With a client that may use it; ready when the model is known."""
+async def whole(
+    nats: NatsServer, *, decode_tps: float | None = None, slots: int = 1, **settings: Any
+) -> AsyncIterator[tuple[Gateway, httpx.AsyncClient]]:
+    """With a client that may use it; ready when the model is known. `decode_tps` None: the node never waits."""
     async with contextlib.AsyncExitStack() as stack:
         buses = [await stack.enter_async_context(connected(nats)) for _ in range(3)]
-        node = await stack.enter_async_context(
-            running_node(NodeConfig(models=parse_models("chat=1GB:vision"), is_instant=True))
-        )
-        worker = WorkerSettings(node="node-a", node_url=node.url)
+        models = parse_models("chat=1GB:vision")
+        config = NodeConfig(models=models, slots=slots, disk_gbps=100)
+        config = msgspec.structs.replace(config, is_instant=decode_tps is None, decode_tps=decode_tps or 60.0)
+        node = await stack.enter_async_context(running_node(config))
+        worker = WorkerSettings(node="node-a", node_url=node.url, slots=slots)
         for running in (
             await stack.enter_async_context(start_worker(worker, buses[0])),
             await stack.enter_async_context(start_router(RouterSettings(), buses[1])),
