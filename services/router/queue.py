@@ -29,6 +29,7 @@ OUTPUT_COSTS = 2.0  # of an input token (the same paper; a decoded token takes f
 MIN_WEIGHT = 1e-3
 LEAST = 1.0  # tokens: who has had next to nothing is no measure
 SLACK = 1000  # entries of those who left, in a lane whose head stays
+RISE_AT_ONCE = 1000  # jobs that rise a class in one go: a burst of long ago must not hold everything up
 SLACK_HEADS = 64  # the same among heads, besides four for each lane
 
 
@@ -63,6 +64,7 @@ class PendingQueue:
         self._first: dict[str, tuple[Turn, Waiting] | None] = {}  # of each model, as long as nothing of it changed
         self._heads: dict[str, list[tuple[Turn, JobKey]]] = {}  # of lanes, by model: a heap
         self._stale: dict[str, set[str]] = {}  # by model: clients whose lanes have changed since its heap was looked at
+        self._rises: list[tuple[float, int, JobKey]] = []  # when jobs rise a class: a heap; not all of them still wait
         self._limited: set[str] = set()  # clients that wait, and may run only so many at once
         self._had: dict[str, float] = {}  # tokens over weight, by client, in units that grow as the past fades
         self._fades_from = 0.0  # seconds: when such a unit was one token
@@ -87,6 +89,7 @@ class PendingQueue:
         self._first.clear()
         self._heads.clear()
         self._stale.clear()
+        self._rises.clear()
         self._waits.clear()
         self._of_model.clear()
         self._created.clear()
@@ -117,6 +120,8 @@ class PendingQueue:
         if known is None:
             return
         job = known[0]
+        if not self._jobs:
+            self._rises.clear()
         self._touch(job.model, key.client)
         self._less(self._waits, key.client)
         self._less(self._of_model[job.model], key.client)
@@ -172,16 +177,15 @@ class PendingQueue:
         self._charge(key.client, real * self._unit(now) - charged * self._unit(at))
 
     def rise(self, now_ms: float) -> None:
-        """Those who have waited long rise a class. To be called now and then."""
-        for lanes in list(self._lanes.values()):
-            for (rank, _), lane in list(lanes.items()):
-                while rank > 0 and (job := self._head(lane, rank)) is not None:
-                    lost = (now_ms - job.created_ms) // RISES_AFTER_MS
-                    risen = max(0, RANK[job.priority] - int(lost))
-                    if risen >= rank:
-                        break
-                    heapq.heappop(lane)
-                    self._put(job, risen)
+        """Those who have waited long rise a class, wherever in their lane they are: who comes before them by an earlier deadline
+        may be young. To be called now and then; no more than `RISE_AT_ONCE` at a time."""
+        for _ in range(RISE_AT_ONCE):
+            if not self._rises or self._rises[0][0] > now_ms:
+                return
+            key = heapq.heappop(self._rises)[2]
+            known = self._jobs.get(key)
+            if known is not None and (rank := _risen(known[0], now_ms)) < known[1]:
+                self._put(known[0], rank)
 
     def heads(self) -> Iterator[Waiting]:
         """The next job of each model, best first. Do not change the queue while iterating."""
@@ -245,9 +249,18 @@ class PendingQueue:
         self._jobs[job.key] = (job, rank)
         lane = self._lanes.setdefault(job.model, {}).setdefault((rank, job.key.client), [])
         heapq.heappush(lane, (job.deadline_ms, job.submitted, job.key))
+        if rank > 0:
+            self._will_rise(job, rank)
         self._touch(job.model, job.key.client)
         if len(lane) > 2 * len(self._jobs) + SLACK:
             lane[:] = sorted(entry for entry in set(lane) if self._stands(entry, rank))
+
+    def _will_rise(self, job: Waiting, rank: int) -> None:
+        if len(self._rises) > 2 * len(self._jobs) + SLACK:
+            waiting = ((one, at) for one, at in self._jobs.values() if at > 0 and one.key != job.key)
+            self._rises = [_next_rise(one, at) for one, at in waiting]
+            heapq.heapify(self._rises)
+        heapq.heappush(self._rises, _next_rise(job, rank))
 
     def _stands(self, entry: tuple[float, int, JobKey], rank: int) -> bool:
         known = self._jobs.get(entry[2])
@@ -358,3 +371,11 @@ class PendingQueue:
             counts[name] -= 1
         else:
             counts.pop(name, None)
+
+
+def _risen(job: Waiting, now_ms: float) -> int:
+    return max(0, RANK[job.priority] - int((now_ms - job.created_ms) // RISES_AFTER_MS))
+
+
+def _next_rise(job: Waiting, rank: int) -> tuple[float, int, JobKey]:
+    return job.created_ms + (RANK[job.priority] - rank + 1) * RISES_AFTER_MS, job.submitted, job.key

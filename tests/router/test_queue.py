@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from libs.common.contracts.requests import Priority
 from libs.common.contracts.subjects import JobKey
-from services.router.queue import FADES_S, RISES_AFTER_MS, PendingQueue, Waiting, cost
+from services.router.queue import FADES_S, PendingQueue, Waiting, cost
 
 RANKED = [Priority.INTERACTIVE, Priority.NORMAL, Priority.BATCH]
 CLIENTS = ("ann", "ben", "cleo")
@@ -176,36 +176,6 @@ def test_classes_come_first_then_age() -> None:
         a_job(5),
     )
     assert served(queue) == ["j3", "j4", "j2", "j5", "j1"]
-
-
-def test_who_waits_long_rises_a_class_at_a_time() -> None:
-    queue = a_queue(a_job(1, priority=Priority.BATCH, created_ms=0.0))
-    now_ms = float(RISES_AFTER_MS)
-    queue.add(a_job(2, "ben", created_ms=now_ms))
-    queue.add(a_job(3, "ben", priority=Priority.INTERACTIVE, created_ms=now_ms))
-    queue.rise(now_ms - 1)
-    assert [job.key.job for job in queue.order()] == ["j3", "j2", "j1"]
-    queue.rise(now_ms)
-    assert [job.key.job for job in queue.order()] == ["j3", "j1", "j2"]
-    queue.rise(2 * now_ms)
-    assert [job.key.job for job in queue.order()] == ["j1", "j2", "j3"]  # j2 has risen as well
-    queue.rise(90 * now_ms)
-    assert [job.key.job for job in queue.order()] == ["j1", "j2", "j3"]
-    assert served(queue) == ["j1", "j2", "j3"]
-
-
-def test_a_batch_job_is_served_however_many_interactive_ones_come() -> None:
-    queue, now_ms = a_queue(a_job(0, "batch", priority=Priority.BATCH)), 0.0
-    for n in range(1, 2_000):
-        now_ms += 1_000.0
-        queue.add(a_job(n, priority=Priority.INTERACTIVE, created_ms=now_ms, deadline_ms=now_ms + 6e5))
-        queue.rise(now_ms)
-        head = next(queue.heads())
-        queue.discard(head.key)
-        if head.key.client == "batch":
-            break
-    assert head.key.client == "batch"
-    assert now_ms <= 2 * RISES_AFTER_MS + 1_000
 
 
 def test_within_a_client_the_earliest_deadline_first_but_no_client_passes_others_with_it() -> None:
