@@ -9,6 +9,7 @@ from starlette.routing import Match, Route
 from services.gateway.credentials import Credentials
 from services.gateway.endpoint import Endpoint, RouteSpec, nothing_here
 from services.gateway.http import Exchange, Receive, Scope, Send
+from services.gateway.limits import Limiter
 from services.gateway.sessions import Sessions
 from services.gateway.warm_up import WarmUp
 
@@ -20,6 +21,7 @@ def create_app(
     *,
     closing: Callable[[], bool],
     warm_up: WarmUp,
+    limiter: Limiter,
 ) -> Any:
     """`closing`: does this process shut down?"""
     # FastAPI's part is the application and, later, the OpenAPI document; the routes are plain ASGI (DESIGN §4).
@@ -27,7 +29,7 @@ def create_app(
     routes = [
         _Route(
             spec.path,
-            Endpoint(spec, credentials, sessions, closing=closing, warm_up=warm_up),
+            Endpoint(spec, credentials, sessions, closing=closing, warm_up=warm_up, limiter=limiter),
             methods=[spec.method],
             name=f"{spec.method} {spec.path}",
         )

@@ -1,11 +1,14 @@
 """The shape of an error in each dialect. Pure. Status, code and advice come from `contracts.faults`."""
 
+import math
 from enum import StrEnum
 from typing import Any
 
 from libs.common.contracts.faults import MEANING, Code, Fault
 
 DEFAULT_RETRY_AFTER_S = 2
+# The openai package gives up by itself above it, and waits that long below it; other clients may do neither.
+LONGEST_RETRY_AFTER_S = 120
 
 
 class Dialect(StrEnum):
@@ -60,7 +63,12 @@ def error_headers(fault: Fault) -> list[tuple[bytes, bytes]]:
     headers = []
     status = MEANING[fault.code].status
     if status in (429, 503):
-        headers.append((b"retry-after", str(max(1, round(fault.retry_after_s or DEFAULT_RETRY_AFTER_S))).encode()))
+        after = fault.retry_after_s or DEFAULT_RETRY_AFTER_S
+        headers.append((b"retry-after", str(max(1, math.ceil(after))).encode()))
+        if status == 429:
+            headers.append((b"retry-after-ms", str(max(1, math.ceil(after * 1000))).encode()))
+            if not MEANING[fault.code].retryable or after > LONGEST_RETRY_AFTER_S:
+                headers.append((b"x-should-retry", b"false"))
     if status == 401:
         headers.append((b"www-authenticate", b'Bearer realm="arriero"'))
     return headers

@@ -11,11 +11,13 @@ from libs.common.bus.failures import BusError
 from libs.common.contracts.clients import Principal, Scope
 from libs.common.contracts.codec import Malformed, encode
 from libs.common.contracts.faults import MEANING, Code, Failed, Fault
+from libs.common.contracts.headers import IDEMPOTENCY_KEY
 from services.gateway import metrics
 from services.gateway.credentials import Credentials, require
 from services.gateway.dialects import dialect_of, error_body, error_headers
 from services.gateway.http import Disconnected, Exchange, Receive, Send
 from services.gateway.http import Scope as HttpScope
+from services.gateway.limits import Limiter
 from services.gateway.sessions import Sessions
 from services.gateway.warm_up import WarmUp
 
@@ -46,12 +48,14 @@ class Endpoint:
         *,
         closing: Callable[[], bool] = lambda: False,
         warm_up: WarmUp | None = None,
+        limiter: Limiter | None = None,
     ) -> None:
         self._spec = spec
         self._credentials = credentials
         self._sessions = sessions
         self._closing = closing
         self._warm_up = warm_up
+        self._limiter = limiter
 
     async def __call__(self, scope: HttpScope, receive: Receive, send: Send) -> None:
         exchange = Exchange(scope, receive, send)
@@ -62,6 +66,8 @@ class Endpoint:
                 await self._warm_up.wait()
             principal = await self._credentials.principal(exchange.raw_headers)
             require(principal, self._spec.scope)
+            if self._limiter is not None and principal.accounts:
+                await self._count(self._limiter, exchange, principal)
             with self._sessions.one(principal) as exchange.session:
                 await self._spec.handler(exchange, principal)
         except Failed as error:
@@ -91,6 +97,14 @@ class Endpoint:
             log.debug(
                 "request.answered", route=self._spec.path, status=exchange.status, seconds=time.monotonic() - began
             )
+
+    async def _count(self, limiter: Limiter, exchange: Exchange, principal: Principal) -> None:
+        """Raises Failed: RATE_LIMITED."""
+        exchange.limits = lambda: limiter.headers(principal)
+        if self._spec.scope is Scope.JOBS_CANCEL:
+            return  # it takes work away: nobody is kept from it
+        keyed = exchange.header(IDEMPOTENCY_KEY) if exchange.method == "POST" else None
+        await limiter.admit(principal, repeats=(exchange.path, keyed) if keyed else None)
 
 
 async def _answer_lapsed(exchange: Exchange, reason: str) -> None:

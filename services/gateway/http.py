@@ -39,6 +39,7 @@ class Exchange:
         self.status = 0
         self.closing = False  # the connection ends with this answer
         self.session: Session | None = None  # once it is known who asks
+        self.limits: Callable[[], Headers] = list  # headers that say how much the caller has left
         self._receive = receive
         self._send = send
 
@@ -144,6 +145,7 @@ class Exchange:
                 "status": status,
                 "headers": [
                     *headers,
+                    *self.limits(),
                     (b"x-content-type-options", b"nosniff"),
                     *([(b"connection", b"close")] if self.closing else []),
                 ],

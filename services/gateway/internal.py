@@ -22,7 +22,9 @@ from libs.common.contracts.codec import Decoder, Malformed, encode
 from libs.common.contracts.faults import Code, Failed, Fault, failed
 from services.gateway.credentials import Credentials, require
 from services.gateway.intake import Intake
+from services.gateway.job_bodies import ROUTE
 from services.gateway.job_service import JobService
+from services.gateway.limits import Limiter
 from services.gateway.listing import list_jobs
 from services.gateway.sessions import Sessions
 
@@ -41,13 +43,20 @@ _SCOPES = {
 
 class InternalApi:
     def __init__(
-        self, bus: Bus, credentials: Credentials, sessions: Sessions, service: JobService, intake: Intake
+        self,
+        bus: Bus,
+        credentials: Credentials,
+        sessions: Sessions,
+        service: JobService,
+        intake: Intake,
+        limiter: Limiter,
     ) -> None:
         self._bus = bus
         self._credentials = credentials
         self._sessions = sessions
         self._service = service
         self._intake = intake
+        self._limiter = limiter
         self._calls: Counter[str] = Counter()  # being answered, by client
 
     async def serve(self) -> Subscription:
@@ -105,9 +114,13 @@ class InternalApi:
                 raise
 
     async def _call(self, principal: Principal, verb: str, payload: bytes) -> object:
+        if verb not in ("submit", "cancel"):  # a submit may be a repetition; a cancel takes work away
+            await self._limiter.admit(principal)
         match verb:
             case "submit":
                 wish = _asked(decode_submit, payload)
+                keyed = wish.idempotency_key
+                await self._limiter.admit(principal, repeats=(ROUTE, keyed) if keyed else None)
                 limit = min(self._intake.largest, MAX_JOB)
                 if len(wish.job) > limit:
                     message = f"the job is larger than the {limit} bytes taken here"

@@ -17,6 +17,7 @@ from services.gateway.intake import Intake
 from services.gateway.internal import InternalApi
 from services.gateway.job_service import JobService
 from services.gateway.jobs_routes import JobsRoutes
+from services.gateway.limits import Limiter
 from services.gateway.models_routes import ModelsRoutes
 from services.gateway.openai_routes import OpenAiRoutes
 from services.gateway.pressure import Pressure
@@ -36,7 +37,9 @@ async def start(settings: GatewaySettings, bus: Bus) -> AsyncIterator[Running]:
     credentials = Credentials(bus, issuer=settings.issuer, jwks_url=settings.jwks_url, cluster_secret=secret)
     fleet, streams, pressure = FleetView(bus), Streams(), Pressure(bus)
     catalog = Catalog(bus)
-    service = JobService(bus, fleet, catalog, Submitter(bus, secret, pressure), max_num_ctx=settings.max_num_ctx)
+    submitter = Submitter(bus, secret, pressure)
+    limiter = Limiter(bus, submitter.keyed)
+    service = JobService(bus, fleet, catalog, submitter, max_num_ctx=settings.max_num_ctx)
     intake = Intake(settings.max_body)
     sessions = Sessions()
     warm_up = WarmUp([*(credentials.checks()[name] for name in ("clients", "revocations")), fleet.follower.problem])
@@ -46,7 +49,7 @@ async def start(settings: GatewaySettings, bus: Bus) -> AsyncIterator[Running]:
         *FleetRoutes(bus, fleet, catalog, streams).routes(),
         *ModelsRoutes(fleet, catalog).routes(),
     ]
-    internal = await InternalApi(bus, credentials, sessions, service, intake).serve()
+    internal = await InternalApi(bus, credentials, sessions, service, intake, limiter).serve()
 
     async def drain() -> None:
         """No new jobs; open streams go on for the grace, then end so that they can be resumed elsewhere."""
@@ -67,10 +70,18 @@ async def start(settings: GatewaySettings, bus: Bus) -> AsyncIterator[Running]:
                 "catalog": catalog.follower.run(),
                 "pressure": pressure.watch(),
                 "warm_up": warm_up.run(),
+                "limits": limiter.run(),
             },
             ports=[
                 Port(
-                    create_app(specs, credentials, sessions, closing=lambda: pressure.draining, warm_up=warm_up),
+                    create_app(
+                        specs,
+                        credentials,
+                        sessions,
+                        closing=lambda: pressure.draining,
+                        warm_up=warm_up,
+                        limiter=limiter,
+                    ),
                     settings.host,
                     settings.port,
                 )

@@ -54,7 +54,10 @@ class Submitter:
             return JobKey(principal.client, ids.new_job_id())
         # A key of a retry is another than the same key of the job that is retried.
         route = f"/jobs/{wish.retry_of}/retry" if wish.retry_of else wish.route
-        return JobKey(principal.client, ids.keyed_job_id(self._secret, principal.client, route, idempotency_key))
+        return self.keyed(principal.client, route, idempotency_key)
+
+    def keyed(self, client: str, route: str, idempotency_key: str) -> JobKey:
+        return JobKey(client, ids.keyed_job_id(self._secret, client, route, idempotency_key))
 
     def prepare(self, principal: Principal, wish: Wish) -> Prepared:
         """Raises Failed: OVERLOADED when no new jobs are taken, INVALID_REQUEST."""

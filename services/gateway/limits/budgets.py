@@ -1,0 +1,184 @@
+"""Tokens of a minute, a day and a month of UTC, and the jobs that hold some of them. Pure.
+
+A job reserves what it may cost when it is submitted, and is settled with what it did cost once it is done. An open
+reservation names its job, so everything that settling needs stands in the job's own folder: whoever looks can do it, and
+who comes second finds nothing to do.
+"""
+
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import NamedTuple
+
+import msgspec
+
+from libs.common.contracts.clients import Limits
+from libs.common.contracts.jobs import Completion
+from services.gateway.limits.rolling import MINUTE_MS, Instant
+
+MAX_OPEN = 8_000  # jobs of one account that hold a reservation: about 600 kB of a message's 1 MiB
+# A job whose folder is empty so long after it was reserved for was never stored: a submit gives up within half a minute.
+NEVER_STORED_MINUTES = 2
+LOG_BYTES_PER_TOKEN = 16  # `{"text":" word"}` and its line end
+
+
+class Window(StrEnum):
+    MINUTE = "minute"
+    DAY = "day"
+    MONTH = "month"
+
+
+class Open(NamedTuple):
+    """A reservation. `minute`: the one that it counts in, since the epoch, and with it the day and the month. From the
+    minute `gone` on the job's records are no more. `waits`: no node has it yet, as far as anybody noticed."""
+
+    job: str
+    tokens: int
+    minute: int
+    gone: int
+    waits: bool
+
+
+class Budgets(msgspec.Struct, omit_defaults=True):
+    """What is used, open reservations included. `open` by the op_id of the job's submission. Changed in place."""
+
+    now: int = 0  # the latest minute that anybody saw; it never goes back
+    minute: int = 0
+    day: int = 0
+    month: int = 0
+    open: dict[str, Open] = {}
+
+
+class Ask(NamedTuple):
+    """`output` None: the request sets no limit of its own; then `cap` is reserved, or what is left."""
+
+    op_id: str
+    job: str
+    prompt: int
+    output: int | None
+    cap: int
+    lives_s: float  # deadline and result TTL
+
+
+class Short(NamedTuple):
+    """Why a job is not taken. `until_ms`: when the window ends; `asked` and `left` tokens of it."""
+
+    window: Window
+    until_ms: int
+    asked: int
+    left: int
+    limit: int
+
+
+class Full(NamedTuple):
+    """So many jobs wait, or are open, as may."""
+
+    limit: int
+
+
+def roll(budgets: Budgets, now: Instant) -> None:
+    minute = now.earliest // MINUTE_MS
+    if minute <= budgets.now:
+        return
+    budgets.minute = 0
+    if _day(minute) != _day(budgets.now):
+        budgets.day = 0
+    if _month(minute) != _month(budgets.now):
+        budgets.month = 0
+    budgets.now = minute
+
+
+def reserve(budgets: Budgets, limits: Limits, ask: Ask) -> int | Short | Full:
+    """The tokens reserved. Twice is once. `roll` was called."""
+    if ask.op_id in budgets.open:
+        return budgets.open[ask.op_id].tokens
+    waiting = sum(reserved.waits for reserved in budgets.open.values()) if limits.queued else 0
+    if limits.queued and waiting >= limits.queued:
+        return Full(limits.queued)
+    if len(budgets.open) >= MAX_OPEN:
+        return Full(MAX_OPEN)
+    tokens = ask.prompt + (ask.cap if ask.output is None else ask.output)
+    # Whose answer has no known end takes what is left, if it is the only one: a small budget would else admit nothing.
+    is_alone = not any(reserved.tokens for reserved in budgets.open.values())
+    least = ask.prompt + 1 if ask.output is None and ask.cap and is_alone else tokens
+    for window, limit in limits_of(limits):
+        left = max(0, limit - used(budgets, window))
+        if least > left:
+            return Short(window, ends_ms(budgets.now, window), least, left, limit)
+        tokens = min(tokens, left)
+    budgets.minute += tokens
+    budgets.day += tokens
+    budgets.month += tokens
+    gone = budgets.now + max(1, int(ask.lives_s) // 60)
+    budgets.open[ask.op_id] = Open(ask.job, tokens, budgets.now, gone, waits=bool(limits.queued))
+    return tokens
+
+
+def settle(budgets: Budgets, op_id: str, spent: int | None) -> bool:
+    """The job cost so many tokens; None: nobody knows any more, and what was reserved counts. False: it was settled before."""
+    reserved = budgets.open.pop(op_id, None)
+    if reserved is None:
+        return False
+    more = 0 if spent is None else spent - reserved.tokens
+    if reserved.minute == budgets.now:
+        budgets.minute += more
+    if _day(reserved.minute) == _day(budgets.now):
+        budgets.day += more
+    if _month(reserved.minute) == _month(budgets.now):
+        budgets.month += more
+    return True
+
+
+def started(budgets: Budgets, op_id: str) -> bool:
+    """A node has the job: it does not wait any more. False: that was known."""
+    reserved = budgets.open.get(op_id)
+    if reserved is None or not reserved.waits:
+        return False
+    if reserved.tokens:
+        budgets.open[op_id] = reserved._replace(waits=False)
+    else:
+        del budgets.open[op_id]
+    return True
+
+
+def cost(completion: Completion) -> int:
+    """What a job that is done used. A run that was ended from outside tells no usage: what it had written is counted."""
+    if completion.usage is not None:
+        return completion.usage.prompt_tokens + completion.usage.completion_tokens
+    if completion.started_ms is None:
+        return 0
+    return completion.job.prompt_tokens + completion.log_size // LOG_BYTES_PER_TOKEN
+
+
+def limits_of(limits: Limits) -> list[tuple[Window, int]]:
+    """The windows that have a limit, the shortest first."""
+    found = [
+        (Window.MINUTE, limits.tokens_per_minute),
+        (Window.DAY, limits.tokens_per_day),
+        (Window.MONTH, limits.tokens_per_month),
+    ]
+    return [(window, limit) for window, limit in found if limit]
+
+
+def used(budgets: Budgets, window: Window) -> int:
+    return {Window.MINUTE: budgets.minute, Window.DAY: budgets.day, Window.MONTH: budgets.month}[window]
+
+
+def ends_ms(minute: int, window: Window) -> int:
+    """When the window that this minute belongs to is over."""
+    match window:
+        case Window.MINUTE:
+            return (minute + 1) * MINUTE_MS
+        case Window.DAY:
+            return (_day(minute) + 1) * 1440 * MINUTE_MS
+    year, month = _month(minute)
+    following = datetime(year + month // 12, month % 12 + 1, 1, tzinfo=UTC)
+    return int(following.timestamp()) * 1000
+
+
+def _day(minute: int) -> int:
+    return minute // 1440
+
+
+def _month(minute: int) -> tuple[int, int]:
+    date = datetime.fromtimestamp(minute * 60, UTC)
+    return date.year, date.month

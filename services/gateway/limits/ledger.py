@@ -1,0 +1,48 @@
+"""One account's record in the bucket `limits`: all that is counted, so that one compare-and-set decides. Pure.
+
+Read and written by gateways only, also by those of the release before and after: a field added gets a default.
+"""
+
+import msgspec
+
+from libs.common.contracts.codec import Decoder, encode
+from services.gateway.limits import budgets, rolling, stream_slots
+from services.gateway.limits.budgets import Budgets
+from services.gateway.limits.rolling import Instant, Rolling
+from services.gateway.limits.stream_slots import Slots
+
+TTL_S = 35 * 86400  # after the last write: a month's sum must not be lost before the month is over
+
+
+class Ledger(msgspec.Struct, omit_defaults=True):
+    """Changed in place, by functions that know neither clock nor network."""
+
+    client: str = ""  # whose jobs the open reservations name
+    requests: Rolling = msgspec.field(default_factory=Rolling)
+    tokens: Budgets = msgspec.field(default_factory=Budgets)
+    streams: Slots = {}
+
+
+_decode = Decoder(Ledger)
+
+
+def read(value: bytes | None) -> Ledger:
+    """Raises Malformed."""
+    return _decode(value) if value else Ledger()
+
+
+def draft(ledger: Ledger, now: Instant) -> Ledger:
+    """A copy to work on, without what time has taken away."""
+    copy = Ledger(
+        client=ledger.client,
+        requests=Rolling(spent=ledger.requests.spent, leases=ledger.requests.leases),
+        tokens=msgspec.structs.replace(ledger.tokens, open=dict(ledger.tokens.open)),
+        streams=dict(ledger.streams),
+    )
+    rolling.forget(copy.requests, now)
+    budgets.roll(copy.tokens, now)
+    stream_slots.forget(copy.streams, now)
+    return copy
+
+
+__all__ = ["TTL_S", "Ledger", "draft", "encode", "read"]
