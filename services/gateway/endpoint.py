@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from enum import StrEnum
 from typing import NamedTuple
 
 import structlog
@@ -28,12 +29,21 @@ GOODBYE_S = 0.2  # a stream must be closed within a second of the revocation
 Handler = Callable[[Exchange, Principal], Awaitable[None]]
 
 
+class Reach(StrEnum):
+    """Whose things a route is about, once its scope is there. What is beyond it is answered like what does not exist."""
+
+    OWN_JOBS = "the caller's own jobs"
+    ALLOWED_MODELS = "models that the caller may use"
+    FLEET = "the whole fleet"
+
+
 class RouteSpec(NamedTuple):
     """A route as data. Every route names the scope it needs; there is no way in without a credential."""
 
     method: str
     path: str
     scope: Scope
+    reach: Reach
     handler: Handler
 
 
@@ -50,7 +60,7 @@ class Endpoint:
         warm_up: WarmUp | None = None,
         limiter: Limiter | None = None,
     ) -> None:
-        self._spec = spec
+        self.spec = spec
         self._credentials = credentials
         self._sessions = sessions
         self._closing = closing
@@ -65,11 +75,11 @@ class Endpoint:
             if self._warm_up is not None:
                 await self._warm_up.wait()
             principal = await self._credentials.principal(exchange.raw_headers)
-            require(principal, self._spec.scope)
-            if self._limiter is not None and principal.accounts:
-                await self._count(self._limiter, exchange, principal)
+            require(principal, self.spec.scope)
             with self._sessions.one(principal) as exchange.session:
-                await self._spec.handler(exchange, principal)
+                if self._limiter is not None and principal.accounts:
+                    await self._count(self._limiter, exchange, principal)
+                await self.spec.handler(exchange, principal)
         except Failed as error:
             await answer_fault(exchange, error.fault)
         except Disconnected:
@@ -84,24 +94,24 @@ class Endpoint:
             message = "this gateway is shutting down; another one takes the request"
             await answer_fault(exchange, Fault(code=Code.DRAINING, message=message, retry_after_s=1))
         except BusError as error:
-            log.warning("request.bus_failed", route=self._spec.path, error=str(error))
+            log.warning("request.bus_failed", route=self.spec.path, error=str(error))
             await answer_fault(exchange, Fault(code=Code.UNAVAILABLE, message="the queue does not answer; try again"))
         except Malformed as error:
-            log.error("request.record_unreadable", route=self._spec.path, error=str(error))
+            log.error("request.record_unreadable", route=self.spec.path, error=str(error))
             await answer_fault(exchange, Fault(code=Code.INTERNAL, message="a stored record cannot be read"))
         except Exception:
-            log.exception("request.failed", route=self._spec.path)
+            log.exception("request.failed", route=self.spec.path)
             await answer_fault(exchange, Fault(code=Code.INTERNAL, message="that is our mistake; please report it"))
         finally:
-            metrics.requests.labels(self._spec.path, str(exchange.status or 499)).inc()
+            metrics.requests.labels(self.spec.path, str(exchange.status or 499)).inc()
             log.debug(
-                "request.answered", route=self._spec.path, status=exchange.status, seconds=time.monotonic() - began
+                "request.answered", route=self.spec.path, status=exchange.status, seconds=time.monotonic() - began
             )
 
     async def _count(self, limiter: Limiter, exchange: Exchange, principal: Principal) -> None:
         """Raises Failed: RATE_LIMITED."""
         exchange.limits = lambda: limiter.headers(principal)
-        if self._spec.scope is Scope.JOBS_CANCEL:
+        if self.spec.scope is Scope.JOBS_CANCEL:
             return  # it takes work away: nobody is kept from it
         keyed = exchange.header(IDEMPOTENCY_KEY) if exchange.method == "POST" else None
         await limiter.admit(principal, repeats=(exchange.path, keyed) if keyed else None)
@@ -125,7 +135,7 @@ async def answer_fault(exchange: Exchange, fault: Fault, headers: Sequence[tuple
     """As a response if nothing was sent yet; in a stream that has begun, as its last event."""
     content_type, body = error_body(fault, dialect_of(exchange.path))
     if exchange.started:
-        await exchange.write(b"event: error\ndata: %b\n\n" % encode(body))
+        await exchange.write((b"%b\n" if exchange.sends_lines else b"event: error\ndata: %b\n\n") % encode(body))
         await exchange.finish()
         return
     await exchange.respond(MEANING[fault.code].status, encode(body), content_type, [*error_headers(fault), *headers])

@@ -11,7 +11,7 @@ from libs.common.contracts.control import ModelAnswer, ModelOrder, ModelWork
 from libs.common.contracts.faults import Code, Failed, failed
 from libs.common.ids import new_op_id
 from services.gateway.catalog import Catalog
-from services.gateway.endpoint import RouteSpec
+from services.gateway.endpoint import Reach, RouteSpec
 from services.gateway.fleet import FleetView
 from services.gateway.http import Disconnected, Exchange
 from services.gateway.node_work import NodeWork
@@ -31,9 +31,9 @@ class FleetRoutes:
 
     def routes(self) -> list[RouteSpec]:
         return [
-            RouteSpec("GET", "/nodes", Scope.ADMIN_CLUSTER, self.nodes),
-            RouteSpec("PUT", "/nodes/{node}/policy", Scope.ADMIN_CLUSTER, self.decide),
-            RouteSpec("POST", "/nodes/{node}/models", Scope.ADMIN_CLUSTER, self.work),
+            RouteSpec("GET", "/nodes", Scope.ADMIN_CLUSTER, Reach.FLEET, self.nodes),
+            RouteSpec("PUT", "/nodes/{node}/policy", Scope.ADMIN_CLUSTER, Reach.FLEET, self.decide),
+            RouteSpec("POST", "/nodes/{node}/models", Scope.ADMIN_CLUSTER, Reach.FLEET, self.work),
         ]
 
     async def nodes(self, exchange: Exchange, principal: Principal) -> None:

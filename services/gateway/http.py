@@ -36,6 +36,7 @@ class Exchange:
             parse_qsl(scope.get("query_string", b"").decode("latin-1"), keep_blank_values=True)
         )
         self.started = False
+        self.sends_lines = False  # a stream of JSON lines, not of events
         self.status = 0
         self.closing = False  # the connection ends with this answer
         self.session: Session | None = None  # once it is known who asks
@@ -114,6 +115,7 @@ class Exchange:
 
     async def start_lines(self) -> None:
         """Begin a stream of JSON lines."""
+        self.sends_lines = True
         await self._start(
             200,
             [

@@ -36,7 +36,7 @@ QUEUE = "gateways"
 MAX_ANSWER = 1024 * 1024 - 4096  # nats-server's default max_payload, less what goes around it
 MAX_JOB = MAX_ANSWER  # the envelope goes around it, too
 MAX_CALLS_PER_CLIENT = 500  # of the bus's MAX_HANDLERS
-_SCOPES = {
+SCOPES = {
     "submit": Scope.JOBS_WRITE, "get": Scope.JOBS_READ, "list": Scope.JOBS_READ, "cancel": Scope.JOBS_CANCEL,
 }  # fmt: skip
 
@@ -101,10 +101,10 @@ class InternalApi:
                 del self._calls[client]
 
     async def _do(self, client: str, verb: str, payload: bytes) -> bytes:
-        if verb not in _SCOPES:
-            raise failed(Code.NOT_FOUND, f"there are {', '.join(_SCOPES)}, but no {verb[:64]}")
+        if verb not in SCOPES:
+            raise failed(Code.NOT_FOUND, f"there are {', '.join(SCOPES)}, but no {verb[:64]}")
         principal = self._credentials.named(client)
-        require(principal, _SCOPES[verb])
+        require(principal, SCOPES[verb])
         with self._sessions.one(principal) as session:
             try:
                 return encode(await self._call(principal, verb, payload or b"{}"))

@@ -9,7 +9,7 @@ from libs.common.contracts.codec import Malformed
 from libs.common.contracts.events import START, parse_position
 from libs.common.contracts.faults import Code, failed
 from libs.common.contracts.headers import IDEMPOTENCY_KEY, JOB_ID
-from services.gateway.endpoint import RouteSpec
+from services.gateway.endpoint import Reach, RouteSpec
 from services.gateway.http import Disconnected, Exchange
 from services.gateway.intake import Intake
 from services.gateway.job_events import JobEvents
@@ -30,12 +30,12 @@ class JobsRoutes:
 
     def routes(self) -> list[RouteSpec]:
         return [
-            RouteSpec("POST", "/jobs", Scope.JOBS_WRITE, self.submit),
-            RouteSpec("GET", "/jobs", Scope.JOBS_READ, self.list),
-            RouteSpec("GET", "/jobs/{id}", Scope.JOBS_READ, self.get),
-            RouteSpec("GET", "/jobs/{id}/stream", Scope.JOBS_READ, self.stream),
-            RouteSpec("POST", "/jobs/{id}/retry", Scope.JOBS_WRITE, self.retry),
-            RouteSpec("DELETE", "/jobs/{id}", Scope.JOBS_CANCEL, self.cancel),
+            RouteSpec("POST", "/jobs", Scope.JOBS_WRITE, Reach.OWN_JOBS, self.submit),
+            RouteSpec("GET", "/jobs", Scope.JOBS_READ, Reach.OWN_JOBS, self.list),
+            RouteSpec("GET", "/jobs/{id}", Scope.JOBS_READ, Reach.OWN_JOBS, self.get),
+            RouteSpec("GET", "/jobs/{id}/stream", Scope.JOBS_READ, Reach.OWN_JOBS, self.stream),
+            RouteSpec("POST", "/jobs/{id}/retry", Scope.JOBS_WRITE, Reach.OWN_JOBS, self.retry),
+            RouteSpec("DELETE", "/jobs/{id}", Scope.JOBS_CANCEL, Reach.OWN_JOBS, self.cancel),
         ]
 
     async def submit(self, exchange: Exchange, principal: Principal) -> None:

@@ -12,16 +12,13 @@ from services.gateway.app import create_app
 from services.gateway.catalog import Catalog
 from services.gateway.credentials import Credentials
 from services.gateway.fleet import FleetView
-from services.gateway.fleet_routes import FleetRoutes
 from services.gateway.intake import Intake
 from services.gateway.internal import InternalApi
 from services.gateway.job_service import JobService
-from services.gateway.jobs_routes import JobsRoutes
 from services.gateway.limits import Limiter
-from services.gateway.models_routes import ModelsRoutes
-from services.gateway.openai_routes import OpenAiRoutes
 from services.gateway.pressure import Pressure
 from services.gateway.revoking import Revoking
+from services.gateway.routes import all_routes
 from services.gateway.sessions import Sessions
 from services.gateway.settings import GatewaySettings
 from services.gateway.streaming import Streams
@@ -43,12 +40,7 @@ async def start(settings: GatewaySettings, bus: Bus) -> AsyncIterator[Running]:
     intake = Intake(settings.max_body)
     sessions = Sessions()
     warm_up = WarmUp([*(credentials.checks()[name] for name in ("clients", "revocations")), fleet.follower.problem])
-    specs = [
-        *JobsRoutes(service, streams, intake).routes(),
-        *OpenAiRoutes(service, streams, intake).routes(),
-        *FleetRoutes(bus, fleet, catalog, streams).routes(),
-        *ModelsRoutes(fleet, catalog).routes(),
-    ]
+    specs = all_routes(bus, service, streams, intake, fleet, catalog)
     internal = await InternalApi(bus, credentials, sessions, service, intake, limiter).serve()
 
     async def drain() -> None:

@@ -5,7 +5,7 @@ from libs.common.contracts.clients import Principal, Scope
 from libs.common.contracts.faults import Code, failed
 from libs.common.contracts.nodes import canonical_model
 from services.gateway.catalog import Catalog
-from services.gateway.endpoint import RouteSpec
+from services.gateway.endpoint import Reach, RouteSpec
 from services.gateway.fleet import FleetView
 from services.gateway.fleet_models import models_view, policy_view
 from services.gateway.http import Exchange
@@ -23,9 +23,9 @@ class ModelsRoutes:
 
     def routes(self) -> list[RouteSpec]:
         return [
-            RouteSpec("GET", "/models", Scope.ADMIN_CLUSTER, self.list),
-            RouteSpec("PUT", "/models/{name:path}/policy", Scope.ADMIN_CLUSTER, self.change),
-            RouteSpec("DELETE", "/models/{name:path}/policy", Scope.ADMIN_CLUSTER, self.forget),
+            RouteSpec("GET", "/models", Scope.ADMIN_CLUSTER, Reach.FLEET, self.list),
+            RouteSpec("PUT", "/models/{name:path}/policy", Scope.ADMIN_CLUSTER, Reach.FLEET, self.change),
+            RouteSpec("DELETE", "/models/{name:path}/policy", Scope.ADMIN_CLUSTER, Reach.FLEET, self.forget),
         ]
 
     async def list(self, exchange: Exchange, principal: Principal) -> None:

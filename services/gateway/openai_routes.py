@@ -16,7 +16,7 @@ from libs.common.contracts.nodes import canonical_model
 from libs.common.contracts.subjects import JobKey
 from services.gateway import metrics
 from services.gateway.dialects import NOT_FOUND_JOB
-from services.gateway.endpoint import RouteSpec
+from services.gateway.endpoint import Reach, RouteSpec
 from services.gateway.folding import Answer
 from services.gateway.http import Disconnected, Exchange
 from services.gateway.intake import Intake, Share
@@ -63,10 +63,10 @@ class OpenAiRoutes:
 
     def routes(self) -> list[RouteSpec]:
         return [
-            RouteSpec("POST", "/v1/chat/completions", Scope.INFERENCE, self.chat),
-            RouteSpec("GET", "/v1/chat/completions/{id}", Scope.INFERENCE, self.completion),
-            RouteSpec("GET", "/v1/models", Scope.MODELS_READ, self.models),
-            RouteSpec("GET", "/v1/models/{model:path}", Scope.MODELS_READ, self.model),
+            RouteSpec("POST", "/v1/chat/completions", Scope.INFERENCE, Reach.OWN_JOBS, self.chat),
+            RouteSpec("GET", "/v1/chat/completions/{id}", Scope.INFERENCE, Reach.OWN_JOBS, self.completion),
+            RouteSpec("GET", "/v1/models", Scope.MODELS_READ, Reach.ALLOWED_MODELS, self.models),
+            RouteSpec("GET", "/v1/models/{model:path}", Scope.MODELS_READ, Reach.ALLOWED_MODELS, self.model),
         ]
 
     async def models(self, exchange: Exchange, principal: Principal) -> None:

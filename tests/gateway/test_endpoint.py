@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from libs.common.contracts.clients import Principal, Scope
-from services.gateway.endpoint import Endpoint, RouteSpec
+from services.gateway.endpoint import Endpoint, Reach, RouteSpec
 from services.gateway.http import Exchange
 from services.gateway.sessions import Sessions
 from tests.support.waiting import eventually
@@ -37,7 +37,7 @@ async def cut_off(*, started: bool) -> list[dict[str, Any]]:
     async def send(message: dict[str, Any]) -> None:
         sent.append(message)
 
-    spec = RouteSpec("GET", "/jobs/{id}", Scope.JOBS_READ, handler)
+    spec = RouteSpec("GET", "/jobs/{id}", Scope.JOBS_READ, Reach.OWN_JOBS, handler)
     scope = {"type": "http", "method": "GET", "path": "/jobs/x", "headers": []}
     request = asyncio.create_task(Endpoint(spec, Anybody(), Sessions())(scope, receive, send))  # type: ignore[arg-type]
     await working.wait()
@@ -91,7 +91,7 @@ async def test_a_revoked_stream_is_closed_also_when_its_client_reads_nothing() -
         while True:
             await exchange.write(b": more\n\n")
 
-    spec = RouteSpec("GET", "/jobs/{id}/stream", Scope.JOBS_READ, handler)
+    spec = RouteSpec("GET", "/jobs/{id}/stream", Scope.JOBS_READ, Reach.OWN_JOBS, handler)
     scope = {"type": "http", "method": "GET", "path": "/jobs/x/stream", "headers": []}
     request = asyncio.create_task(Endpoint(spec, Anybody(), sessions)(scope, stuck.receive, stuck.send))  # type: ignore[arg-type]
     await eventually(lambda: stuck.sent == 3)

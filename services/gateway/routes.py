@@ -1,0 +1,24 @@
+"""All routes of a gateway, as data. docs/authorization.md has the same as a table; what is not here is not served."""
+
+from libs.common.bus.connection import Bus
+from services.gateway.catalog import Catalog
+from services.gateway.endpoint import RouteSpec
+from services.gateway.fleet import FleetView
+from services.gateway.fleet_routes import FleetRoutes
+from services.gateway.intake import Intake
+from services.gateway.job_service import JobService
+from services.gateway.jobs_routes import JobsRoutes
+from services.gateway.models_routes import ModelsRoutes
+from services.gateway.openai_routes import OpenAiRoutes
+from services.gateway.streaming import Streams
+
+
+def all_routes(
+    bus: Bus, service: JobService, streams: Streams, intake: Intake, fleet: FleetView, catalog: Catalog
+) -> list[RouteSpec]:
+    return [
+        *JobsRoutes(service, streams, intake).routes(),
+        *OpenAiRoutes(service, streams, intake).routes(),
+        *FleetRoutes(bus, fleet, catalog, streams).routes(),
+        *ModelsRoutes(fleet, catalog).routes(),
+    ]
