@@ -121,7 +121,7 @@ async def test_too_many_streams_of_a_client_are_refused_before_they_begin_and_no
 
 def _service_of(gateway: Gateway) -> object:
     (route,) = [r for r in gateway.running.ports[0].app.routes if r.path == "/jobs" and "POST" in r.methods]
-    return route.app._spec.handler.__self__._service
+    return route.app.spec.handler.__self__._service
 
 
 def test_the_limits_leave_room_for_what_is_promised() -> None:
@@ -159,7 +159,7 @@ async def test_a_chat_holds_its_question_only_until_it_is_stored(
 
     monkeypatch.setattr(Share, "count", note)
     (route,) = [r for r in gateway.running.ports[0].app.routes if r.path == "/v1/chat/completions"]
-    intake = route.app._spec.handler.__self__._intake
+    intake = route.app.spec.handler.__self__._intake
     body = {"model": MODEL, "messages": [{"role": "user", "content": "x" * 300_000}], "stream": True}
     asking = asyncio.create_task(alice.post("/v1/chat/completions", json=body))
     await eventually(lambda: sum(counted) > 300_000)
