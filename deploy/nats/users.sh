@@ -93,12 +93,14 @@ fi
   # People: arriero nats init, the nats command.
   printf '    { user: "admin", password: "%s" }\n' "$(cat "$secrets/nats-admin")"
   user auth nats-auth \
-    "$compare $(follow KV_clients KV_signing KV_revoked) $(api STREAM.MSG.GET.KV_clients STREAM.MSG.GET.KV_signing STREAM.MSG.GET.KV_revoked)
-     \$KV.clients.> \$KV.signing.> \$KV.revoked.>" '' "$answers"
+    "$compare $(follow KV_clients KV_signing KV_revoked KV_attempts)
+     $(api STREAM.MSG.GET.KV_clients STREAM.MSG.GET.KV_signing STREAM.MSG.GET.KV_revoked STREAM.MSG.GET.KV_attempts)
+     \$KV.clients.> \$KV.signing.> \$KV.revoked.> \$KV.attempts.>" '' "$answers"
   user gateway nats-gateway \
-    "$compare $(follow JOBS KV_nodes KV_clients KV_revoked KV_models) $(api CONSUMER.MSG.NEXT.JOBS.\* STREAM.MSG.GET.JOBS STREAM.MSG.GET.KV_models STREAM.MSG.GET.KV_limits DIRECT.GET.JOBS)
+    "$compare $(follow JOBS KV_nodes KV_clients KV_revoked KV_models KV_attempts)
+     $(api CONSUMER.MSG.NEXT.JOBS.\* STREAM.MSG.GET.JOBS STREAM.MSG.GET.KV_models STREAM.MSG.GET.KV_limits STREAM.MSG.GET.KV_attempts DIRECT.GET.JOBS)
      jobs.*.*.new cancels.*.* parts.*.*.*.* evt.*.* ctl.router.place ctl.router.erase ctl.router.quote ctl.*.*.read ctl.*.*.model
-     \$KV.models.> \$KV.limits.>" \
+     \$KV.models.> \$KV.limits.> \$KV.attempts.>" \
     'api.*.* out.*.*.*.*.c evt.*.* prefix.*.*' "$answers"
   user router nats-router \
     "$compare $(follow JOBS KV_nodes KV_models) $(api STREAM.MSG.GET.JOBS STREAM.MSG.GET.OUT STREAM.MSG.GET.KV_leases STREAM.MSG.GET.KV_models DIRECT.GET.JOBS DIRECT.GET.OUT STREAM.PURGE.JOBS STREAM.PURGE.OUT)

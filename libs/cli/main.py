@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from libs.cli import chat, clients, job, models, nats, nodes, sim, simulate, status
+from libs.cli import chat, clients, job, keys, models, nats, nodes, sim, simulate, status
 from libs.cli.failures import CommandFailed
 from libs.cli.output import fail
 from libs.cli.up import command as up_command
@@ -42,17 +42,12 @@ app.add_typer(nodes.app, name="nodes")
 app.add_typer(models.app, name="models")
 app.command()(status.status)
 app.add_typer(clients.client_app, name="client")
-app.add_typer(clients.key_app, name="key")
+app.add_typer(keys.key_app, name="key")
 app.add_typer(nats.app, name="nats")
 app.command(add_help_option=False, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})(sim.sim)
 app.command(add_help_option=False, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})(
     simulate.simulate
 )
-
-
-@clients.key_app.callback()
-def _key() -> None:
-    pass
 
 
 def main() -> None:

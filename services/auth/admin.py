@@ -1,4 +1,7 @@
-"""The admin routes: clients and their API keys. Each needs an access token with the scope admin:clients."""
+"""The admin routes: clients and their API keys. Each needs an access token with the scope admin:clients.
+
+Whoever has that scope may grant anything, also what he does not have: an administrator of clients is one of all of Arriero.
+"""
 
 import time
 from typing import Any
@@ -10,33 +13,27 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from libs.common.contracts.clients import Client, Scope
-from libs.common.contracts.faults import Code, Fault, failed
+from libs.common.contracts.faults import Code, failed
 from libs.common.credentials.directory import Directory
-from libs.common.credentials.tokens import Rejected, UnknownKey, verify
-from services.auth import metrics, requests
+from services.auth import changes, metrics, requests
+from services.auth.answers import json
+from services.auth.authorization import Authorization
 from services.auth.bodies import read_body
-from services.auth.keyring import Keyring
-from services.auth.problems import problem
 from services.auth.registry import Registry, no_client
 
 log = structlog.get_logger()
 
 
-class Unauthorized(Exception):
-    """`challenge` is the WWW-Authenticate of RFC 6750 §3."""
-
-    def __init__(self, fault: Fault, challenge: str) -> None:
-        super().__init__(fault.message)
-        self.fault = fault
-        self.challenge = challenge
-
-
 class Admin:
-    def __init__(self, issuer: str, directory: Directory, keyring: Keyring, registry: Registry) -> None:
-        self._issuer = issuer
+    """`operator`: the client that the settings name; its secret and its existence are theirs to decide."""
+
+    def __init__(
+        self, authorization: Authorization, directory: Directory, registry: Registry, *, operator: str = ""
+    ) -> None:
+        self._authorization = authorization
         self._directory = directory
-        self._keyring = keyring
         self._registry = registry
+        self._operator = operator
 
     @property
     def routes(self) -> list[Route]:
@@ -44,97 +41,163 @@ class Admin:
             Route("/clients", self.create_client, methods=["POST"]),
             Route("/clients", self.list_clients, methods=["GET"]),
             Route("/clients/{client}", self.get_client, methods=["GET"]),
+            Route("/clients/{client}", self.update_client, methods=["PATCH"]),
+            Route("/clients/{client}", self.delete_client, methods=["DELETE"]),
+            Route("/clients/{client}/disable", self.disable_client, methods=["POST"]),
+            Route("/clients/{client}/enable", self.enable_client, methods=["POST"]),
+            Route("/clients/{client}/rotate", self.rotate_client, methods=["POST"]),
+            Route("/clients/{client}/secret", self.drop_secret, methods=["DELETE"]),
             Route("/clients/{client}/keys", self.create_key, methods=["POST"]),
+            Route("/clients/{client}/keys", self.list_keys, methods=["GET"]),
+            Route("/keys", self.list_keys, methods=["GET"]),
+            Route("/keys/{key}", self.get_key, methods=["GET"]),
+            Route("/keys/{key}", self.revoke_key, methods=["DELETE"]),
         ]
+
+    # -- clients -----------------------------------------------------------------------------------------------------
 
     async def create_client(self, request: Request) -> Response:
         actor = self._authorize(request)
-        asked = requests.create_client(await read_body(request))
-        scopes = tuple(dict.fromkeys(str(scope) for scope in asked.scopes))
-        made = await self._registry.create_client(asked.name, scopes, asked.policy)
+        asked = requests.create_client(await read_body(request), time.time())
+        keys = requests.public_keys_of(asked)
+        client = Client(
+            id=asked.name,
+            name=asked.name,
+            scopes=requests.scopes_of(asked),
+            policy=requests.policy_of(asked),
+            jwks=keys,
+            nats=asked.nats,
+            expires_at=asked.expires_at,
+        )
+        made = await self._registry.create_client(client, with_secret=not keys)
         metrics.clients_created.inc()
-        log.info("client.created", client=made.client.id, scopes=scopes, by=actor)
-        return _json({**_shown(made.client), "client_secret": made.secret}, 201)
+        log.info("client.created", client=made.client.id, scopes=made.client.scopes, by=actor)
+        secret = {"client_secret": made.secret} if made.secret else {}
+        return json({**requests.shown_client(made.client), **secret}, 201)
 
     async def list_clients(self, request: Request) -> Response:
         self._authorize(request)
         clients = sorted(self._directory.clients.values(), key=lambda client: client.id)
-        return _json({"clients": [_shown(client) for client in clients]})
+        return json({"clients": [requests.shown_client(client) for client in clients]})
 
     async def get_client(self, request: Request) -> Response:
         self._authorize(request)
-        client = self._directory.clients.get(request.path_params["client"])
-        if client is None:
-            raise no_client(request.path_params["client"])
-        keys = [
-            {"key_id": key.id, "last4": key.last4, "disabled": key.disabled, "created_at": key.created_at}
-            for key in self._directory.keys.values()
-            if key.client == client.id
-        ]
-        return _json({**_shown(client), "keys": keys})
+        client = self._known(request)
+        return json({**requests.shown_client(client), "keys": self._keys(client.id)})
+
+    async def update_client(self, request: Request) -> Response:
+        """A JSON merge patch (RFC 7396): what is named is set, null sets the default, the rest stays."""
+        actor = self._authorize(request)
+        patch = requests.read_patch(await read_body(request))
+        now = time.time()
+
+        def change(client: Client) -> Client:
+            asked = requests.update_client(client, patch, now)
+            return msgspec.structs.replace(
+                client,
+                scopes=requests.scopes_of(asked),
+                policy=requests.policy_of(asked),
+                jwks=requests.public_keys_of(asked),
+                nats=asked.nats,
+                expires_at=asked.expires_at,
+            )
+
+        changed = await self._registry.change_client(_named(request), change)
+        log.info("client.updated", client=changed.id, fields=sorted(patch), by=actor)
+        return json(requests.shown_client(changed))
+
+    async def disable_client(self, request: Request) -> Response:
+        actor, now = self._authorize(request), time.time()
+        changed = await self._registry.change_client(_named(request), lambda client: changes.disabled(client, now))
+        log.info("client.disabled", client=changed.id, by=actor)
+        return json(requests.shown_client(changed))
+
+    async def enable_client(self, request: Request) -> Response:
+        actor = self._authorize(request)
+        changed = await self._registry.change_client(_named(request), changes.enabled)
+        log.info("client.enabled", client=changed.id, by=actor)
+        return json(requests.shown_client(changed))
+
+    async def rotate_client(self, request: Request) -> Response:
+        actor = self._authorize(request)
+        asked = requests.rotate(await read_body(request))
+        self._require_not_operator(request, "its secret is ARRIERO_AUTH_BOOTSTRAP_CLIENT_SECRET: change it there")
+        grace_s = 0 if asked.now else requests.DEFAULT_GRACE_S if asked.grace_s is None else asked.grace_s
+        made = await self._registry.rotate_client(_named(request), time.time(), grace_s=grace_s, end_tokens=asked.now)
+        log.info("client.rotated", client=made.client.id, grace_s=grace_s, by=actor)
+        return json({**requests.shown_client(made.client), "client_secret": made.secret})
+
+    async def drop_secret(self, request: Request) -> Response:
+        actor = self._authorize(request)
+        self._require_not_operator(request, "its secret is ARRIERO_AUTH_BOOTSTRAP_CLIENT_SECRET: unset it first")
+        changed = await self._registry.change_client(_named(request), changes.without_secret)
+        log.info("client.secret_dropped", client=changed.id, by=actor)
+        return json(requests.shown_client(changed))
+
+    async def delete_client(self, request: Request) -> Response:
+        actor = self._authorize(request)
+        self._require_not_operator(request, "it would come back: unset ARRIERO_AUTH_BOOTSTRAP_CLIENT_ID first")
+        keys = await self._registry.delete_client(_named(request))
+        log.info("client.deleted", client=_named(request), keys=keys, by=actor)
+        return json({"client_id": _named(request), "deleted": True, "keys": keys})
+
+    # -- keys --------------------------------------------------------------------------------------------------------
 
     async def create_key(self, request: Request) -> Response:
         actor = self._authorize(request)
-        requests.create_key(await read_body(request))
-        made = await self._registry.create_key(request.path_params["client"])
+        body = await read_body(request)
+        client = self._known(request)
+        asked = requests.create_key(body, client, time.time())
+        made = await self._registry.create_key(
+            client.id,
+            name=asked.name,
+            scopes=None if asked.scopes is None else tuple(dict.fromkeys(str(scope) for scope in asked.scopes)),
+            models=asked.models,
+            limits=asked.limits,
+            expires_at=asked.expires_at,
+        )
         metrics.keys_created.inc()
         log.info("key.created", client=made.key.client, key=made.key.id, by=actor)
-        return _json({"api_key": made.text, "key_id": made.key.id, "client_id": made.key.client}, 201)
+        return json({**requests.shown_key(made.key), "api_key": made.text}, 201)
+
+    async def list_keys(self, request: Request) -> Response:
+        self._authorize(request)
+        client = self._known(request).id if "client" in request.path_params else None
+        return json({"keys": self._keys(client)})
+
+    async def get_key(self, request: Request) -> Response:
+        self._authorize(request)
+        key = self._directory.keys.get(request.path_params["key"])
+        if key is None:
+            raise failed(Code.NOT_FOUND, f"There is no API key with the id {request.path_params['key'][:80]!r}.")
+        return json(requests.shown_key(key))
+
+    async def revoke_key(self, request: Request) -> Response:
+        actor = self._authorize(request)
+        key = request.path_params["key"]
+        await self._registry.revoke_key(key)
+        log.info("key.revoked", key=key, by=actor)
+        return json({"key_id": key, "revoked": True})
+
+    # ----------------------------------------------------------------------------------------------------------------
 
     def _authorize(self, request: Request) -> str:
-        """Who asks. Raises Unauthorized; Failed (UNAVAILABLE) while nobody can be judged."""
-        require_ready(self._directory, self._keyring)
-        scheme, _, token = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not token.strip():
-            raise _unauthenticated("Send `Authorization: Bearer <access token>`; POST /oauth/token gives one.", "")
-        claims = verify(token.strip(), self._keyring.public, issuer=self._issuer, now=time.time())
-        if isinstance(claims, UnknownKey):
-            claims = Rejected("was signed by a key that does not exist here")
-        if isinstance(claims, Rejected):
-            raise _unauthenticated(f"The access token {claims.reason}; get a new one.")
-        client = self._directory.clients.get(claims.client)
-        if client is None or client.disabled or claims.iat < client.not_before:
-            raise _unauthenticated("The access token was revoked, or its client was; get a new one.")
-        if Scope.ADMIN_CLIENTS not in claims.scopes & set(client.scopes):
-            raise Unauthorized(
-                Fault(
-                    code=Code.FORBIDDEN,
-                    message=f"This needs the scope {Scope.ADMIN_CLIENTS}; ask for it with scope={Scope.ADMIN_CLIENTS}.",
-                ),
-                f'Bearer realm="arriero", error="insufficient_scope", scope="{Scope.ADMIN_CLIENTS}"',
-            )
-        return client.id
+        return self._authorization.require(request, Scope.ADMIN_CLIENTS)
+
+    def _known(self, request: Request) -> Client:
+        client = self._directory.clients.get(_named(request))
+        if client is None:
+            raise no_client(_named(request))
+        return client
+
+    def _keys(self, client: str | None) -> list[dict[str, Any]]:
+        keys = (key for key in self._directory.keys.values() if client in (None, key.client))
+        return [requests.shown_key(key) for key in sorted(keys, key=lambda key: (key.client, key.created_at, key.id))]
+
+    def _require_not_operator(self, request: Request, why: str) -> None:
+        if self._operator and _named(request) == self._operator:
+            raise failed(Code.WRONG_STATE, f"Client {self._operator!r} is the one of this service's settings; {why}.")
 
 
-def require_ready(directory: Directory, keyring: Keyring) -> None:
-    """Raises Failed (UNAVAILABLE): a client that was disabled meanwhile must not get through on old knowledge."""
-    if (why := directory.check() or keyring.check()) is not None:
-        raise failed(Code.UNAVAILABLE, f"The auth service is not ready: {why}. Try again in a moment.", retry_after_s=1)
-
-
-def refuse(error: Unauthorized) -> Response:
-    return problem(error.fault, {"WWW-Authenticate": error.challenge})
-
-
-def _unauthenticated(message: str, error: str = 'error="invalid_token"') -> Unauthorized:
-    challenge = 'Bearer realm="arriero"' + (f", {error}" if error else "")
-    return Unauthorized(Fault(code=Code.UNAUTHENTICATED, message=message), challenge)
-
-
-def _shown(client: Client) -> dict[str, Any]:
-    return {
-        "client_id": client.id,
-        "name": client.name,
-        "scopes": client.scopes,
-        "policy": {
-            **msgspec.structs.asdict(client.policy),
-            "models": msgspec.structs.asdict(client.policy.models),
-            "limits": msgspec.structs.asdict(client.policy.limits),
-        },
-        "disabled": client.disabled,
-        "created_at": client.created_at,
-    }
-
-
-def _json(body: dict[str, Any], status: int = 200) -> Response:
-    return Response(msgspec.json.encode(body), status, {"Cache-Control": "no-store"}, media_type="application/json")
+def _named(request: Request) -> str:
+    return str(request.path_params["client"])

@@ -1,5 +1,6 @@
 """The HTTP side of the auth service: which path leads where, and how everything that can be raised is answered."""
 
+from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -14,40 +15,21 @@ from starlette.routing import Route
 from libs.common.bus.failures import BusError, Unconfirmed
 from libs.common.contracts.clients import Scope
 from libs.common.contracts.faults import Code, Failed, Fault
-from libs.common.credentials.directory import Directory
 from services.auth import metrics
-from services.auth.admin import Admin, Unauthorized, refuse, require_ready
-from services.auth.bodies import read_body
+from services.auth.authorization import Unauthorized, refuse
 from services.auth.keyring import Keyring
-from services.auth.oauth import AUTH_METHODS, GRANT, Answer, OAuth
+from services.auth.oauth import GRANT, TOKEN_PATH
+from services.auth.oauth_routes import INTROSPECT_PATH, REVOKE_PATH
+from services.auth.presenting import AUTH_METHODS
 from services.auth.problems import problem
+from services.auth.public_keys import ALGORITHMS
 
 log = structlog.get_logger()
 
-TOKEN_PATH, JWKS_PATH, METADATA_PATH = (
-    "/oauth/token",
-    "/.well-known/jwks.json",
-    "/.well-known/oauth-authorization-server",
-)
-NO_STORE = {"Cache-Control": "no-store", "Pragma": "no-cache"}  # RFC 6749 §5.1
+JWKS_PATH, METADATA_PATH = "/.well-known/jwks.json", "/.well-known/oauth-authorization-server"
 
 
-def build(issuer: str, directory: Directory, keyring: Keyring, oauth: OAuth, admin: Admin) -> Starlette:
-    async def token(request: Request) -> Response:
-        try:
-            body = await read_body(request)
-            require_ready(directory, keyring)
-        except Failed as error:
-            # RFC 6749 §5.2 has no code for these two; `temporarily_unavailable` is the one of §4.1.2.1.
-            code = "invalid_request" if error.fault.code == Code.TOO_LARGE else "temporarily_unavailable"
-            answer = _oauth_error(error.fault, code)
-        else:
-            headers = request.headers
-            answer = oauth.token(headers.getlist("authorization"), headers.get("content-type", ""), body)
-        _record(answer)
-        sent = msgspec.json.encode(answer.body)
-        return Response(sent, answer.status, {**NO_STORE, **answer.headers}, media_type="application/json")
-
+def build(issuer: str, keyring: Keyring, routes: Sequence[Route]) -> Starlette:
     async def jwks(request: Request) -> Response:
         if (why := keyring.check()) is not None:
             return problem(Fault(code=Code.UNAVAILABLE, message=f"Not ready: {why}. Try again.", retry_after_s=1))
@@ -87,11 +69,10 @@ def build(issuer: str, directory: Directory, keyring: Keyring, oauth: OAuth, adm
     issuer_path = urlsplit(issuer).path  # RFC 8414 §3.1: the well-known part goes before the issuer's own path
     return Starlette(
         routes=[
-            Route(TOKEN_PATH, token, methods=["POST"]),
             Route(JWKS_PATH, jwks, methods=["GET"]),
             Route(METADATA_PATH, metadata, methods=["GET"]),
             *([Route(METADATA_PATH + issuer_path, metadata, methods=["GET"])] if issuer_path else []),
-            *admin.routes,
+            *routes,
         ],
         exception_handlers={
             Failed: on_failed,
@@ -101,20 +82,6 @@ def build(issuer: str, directory: Directory, keyring: Keyring, oauth: OAuth, adm
             Exception: on_anything,
         },
     )
-
-
-def _record(answer: Answer) -> None:
-    if answer.error is None:
-        metrics.tokens_issued.inc()
-        log.info("token.issued", client=answer.client, scope=answer.body["scope"])
-    else:
-        metrics.failures.labels(answer.error).inc()
-        log.info("token.denied", client=answer.client or "(unknown)", reason=answer.error)
-
-
-def _oauth_error(fault: Fault, code: str) -> Answer:
-    headers = {"Retry-After": "1"} if fault.retry_after_s else {}
-    return Answer(fault.meaning.status, {"error": code, "error_description": fault.message}, headers, "")
 
 
 def _refused(fault: Fault) -> Response:
@@ -129,12 +96,17 @@ def _cacheable(body: dict[str, Any]) -> Response:
 
 def _metadata(issuer: str) -> dict[str, Any]:
     """RFC 8414 §2."""
-    return {
+    metadata: dict[str, Any] = {
         "issuer": issuer,
         "token_endpoint": issuer + TOKEN_PATH,
+        "revocation_endpoint": issuer + REVOKE_PATH,
+        "introspection_endpoint": issuer + INTROSPECT_PATH,
         "jwks_uri": issuer + JWKS_PATH,
         "scopes_supported": [str(scope) for scope in Scope],
         "response_types_supported": [],
         "grant_types_supported": [GRANT],
-        "token_endpoint_auth_methods_supported": AUTH_METHODS,
     }
+    for endpoint in ("token", "revocation", "introspection"):
+        metadata[f"{endpoint}_endpoint_auth_methods_supported"] = AUTH_METHODS
+        metadata[f"{endpoint}_endpoint_auth_signing_alg_values_supported"] = list(ALGORITHMS)
+    return metadata

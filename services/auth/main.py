@@ -1,4 +1,5 @@
-"""The auth service: OAuth 2 client credentials, the public keys, and the administration of clients and API keys."""
+"""The auth service: OAuth 2 (client credentials, revocation, introspection), the public keys, and the administration of
+clients and API keys."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -16,9 +17,16 @@ from libs.common.ops import Check
 from libs.common.runtime import Port, Running, Service
 from services.auth.admin import Admin
 from services.auth.app import build
+from services.auth.authorization import Authorization
+from services.auth.inspection import Inspection
+from services.auth.judging import Judge
 from services.auth.keyring import Keyring
 from services.auth.oauth import OAuth
+from services.auth.oauth_routes import OAuthRoutes
+from services.auth.once import Once
+from services.auth.readiness import Readiness
 from services.auth.registry import Registry
+from services.auth.revoker import Revoker
 from services.auth.settings import AuthSettings
 
 log = structlog.get_logger()
@@ -33,18 +41,33 @@ async def start(settings: AuthSettings, bus: Bus) -> AsyncIterator[Running]:
     directory = Directory(bus)
     keyring = Keyring(bus, cluster_secret)
     registry = Registry(bus, directory, verifiers)
+    revoker = Revoker(bus)
     operator = Operator(settings, registry)
-    app = build(
-        settings.issuer,
-        directory,
-        keyring,
+    checks: dict[str, Check] = {
+        "clients": directory.check,
+        "signing": keyring.check,
+        "revocations": revoker.revocations.check,
+        "operator": operator.check,
+    }
+    readiness = Readiness(directory.check, keyring.check, revoker.revocations.check)
+    judge = Judge(settings.issuer, directory, keyring, revoker.revocations, verifiers)
+    oauth = OAuthRoutes(
         OAuth(settings.issuer, directory, keyring, verifiers),
-        Admin(settings.issuer, directory, keyring, registry),
+        Inspection(settings.issuer, judge),
+        readiness,
+        registry,
+        revoker,
+        Once(bus),
     )
-    checks: dict[str, Check] = {"clients": directory.check, "signing": keyring.check, "operator": operator.check}
+    admin = Admin(Authorization(judge, readiness), directory, registry, operator=settings.bootstrap_client_id)
     yield Running(
-        tasks={"clients": directory.run(), "signing": keyring.run(), "operator": operator.run()},
-        ports=[Port(app, settings.host, settings.port)],
+        tasks={
+            "clients": directory.run(),
+            "signing": keyring.run(),
+            "revocations": revoker.revocations.run(),
+            "operator": operator.run(),
+        },
+        ports=[Port(build(settings.issuer, keyring, [*oauth.routes, *admin.routes]), settings.host, settings.port)],
         checks=checks,
     )
 

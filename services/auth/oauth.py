@@ -1,17 +1,15 @@
 """The token endpoint: Authlib's framework-neutral server, its surprising defaults overridden one by one.
 
 Each override names the trap of security-and-clients.md §A1.3 that it closes and has a test in tests/auth/test_oauth_traps.py.
-Everything here is synchronous and without I/O: bytes of a request in, an answer out. More ways for a client to prove
-itself are registered in `TokenServer.__init__`, further grants and endpoints beside the one there.
+Everything here is synchronous and without I/O: what was asked in, an answer out. That an assertion counts only once takes a
+write, which the caller makes before it sends the answer (`Answer.used`). Further grants are registered beside the one there.
 """
 
-import base64
-import binascii
 import logging
 import secrets
-from collections.abc import Mapping
+import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
-from urllib.parse import parse_qsl, unquote
 
 from authlib.oauth2.rfc6749 import (
     AuthorizationServer,
@@ -28,64 +26,92 @@ from joserfc.jwk import KeySet
 
 from libs.common.contracts.clients import AUDIENCE, ONLY_WHEN_ASKED, TOKEN_TTL_S, Client, Scope
 from libs.common.credentials.directory import Directory
+from libs.common.credentials.standing import client_problem, secrets_of
 from libs.common.credentials.tokens import ALGORITHM
 from libs.common.credentials.verifiers import Verifiers
+from services.auth import assertions, presenting
+from services.auth.changes import MAX_REPLACED
 from services.auth.keyring import Keyring
+from services.auth.presenting import ASSERTION, AUTH_METHODS, BASIC, POST, Asked, ClientRefused
 
-AUTH_METHODS = ["client_secret_basic", "client_secret_post"]  # RFC 8414's names
 GRANT = "client_credentials"
-MAX_FIELDS = 20
+TOKEN_PATH = "/oauth/token"
+VERIFIER_SLOTS = 1 + MAX_REPLACED
 
 # Authlib writes whole tokens into its debug log.
 logging.getLogger("authlib").setLevel(logging.INFO)
 
 
 class Answer(NamedTuple):
-    """`client` is the id of a client that exists, or empty: what a stranger typed there may be a secret."""
+    """`client` is the id of a client that exists, or empty: what a stranger typed there may be a secret. `claimed` is what
+    was typed, for counting only. The answer holds only if `used` was never used before."""
 
     status: int
     body: dict[str, Any]
     headers: dict[str, str]
     client: str
+    claimed: str = ""
+    used: assertions.Used | None = None
 
     @property
     def error(self) -> str | None:
         return self.body.get("error")
 
 
-class Presented(NamedTuple):
-    client: str
-    secret: str
-    method: str
-
-
 class OAuth:
     def __init__(self, issuer: str, directory: Directory, keyring: Keyring, verifiers: Verifiers) -> None:
         self._directory = directory
-        self._endpoint = _tls(issuer) + "/oauth/token"
+        self._endpoint = _tls(issuer) + TOKEN_PATH
         self._server = TokenServer(issuer, directory, keyring, verifiers)
 
     def token(self, authorizations: list[str], content_type: str, body: bytes) -> Answer:
         """One request to the token endpoint. The caller has seen to it that clients and keys are at hand."""
-        presented: Presented | None = None
+        return self.answered(authorizations, content_type, body, self.issue)
+
+    def answered(
+        self,
+        authorizations: list[str],
+        content_type: str,
+        body: bytes,
+        act: "Callable[[TokenRequest], tuple[int, dict[str, Any], list[tuple[str, str]]]]",
+    ) -> Answer:
+        """What `act` answers to the request, or why it is refused."""
+        request: TokenRequest | None = None
         try:
-            form = _form(content_type, body)
-            presented = _presented(authorizations, form)
-            status, answer, headers = self._server.create_token_response(TokenRequest(self._endpoint, form, presented))
+            request = TokenRequest(self._endpoint, presenting.read(authorizations, content_type, body))
+            status, answer, headers = act(request)
         except OAuth2Error as error:
             status, answer, headers = error()
-        client = presented.client if presented and presented.client in self._directory.clients else ""
-        return Answer(status, answer, dict(headers), client)
+        said = request.presented.client if request and request.presented else ""
+        client = said if said in self._directory.clients else ""
+        return Answer(status, answer, dict(headers), client, said, request.used if request else None)
+
+    def issue(self, request: "TokenRequest") -> Any:
+        """RFC 6749 §4.4.2. Raises OAuth2Error."""
+        grant = request.fields.get("grant_type")
+        if grant is None:
+            raise InvalidRequestError(f"Parameter grant_type is missing: send grant_type={GRANT}.")
+        if grant != GRANT:
+            raise OAuth2Error(f"This server knows grant_type={GRANT} only.", error="unsupported_grant_type")
+        return self._server.create_token_response(request)
+
+    def authenticate(self, request: "TokenRequest", endpoint: str) -> Client:
+        """Raises OAuth2Error."""
+        client = self._server.authenticate_client(request, AUTH_METHODS, endpoint).record
+        assert client is not None, "a client without a record has no secret that matches"
+        return client
 
 
 class TokenRequest(OAuth2Request):  # type: ignore[misc]  # authlib has no types
     """Trap 7: Authlib refuses an http URL with an exception that nobody catches, and behind a proxy every request is
     one. So the URL is the configured public one, as https: transport security is the edge's business."""
 
-    def __init__(self, uri: str, form: dict[str, str], presented: Presented | None) -> None:
+    def __init__(self, uri: str, asked: Asked) -> None:
         super().__init__("POST", uri)
-        self.payload = BasicOAuth2Payload(form)
-        self.presented = presented
+        self.payload = BasicOAuth2Payload(asked.form)
+        self.fields = asked.form
+        self.presented = asked.presented
+        self.used: assertions.Used | None = None
 
 
 class TokenServer(AuthorizationServer):  # type: ignore[misc]  # authlib has no types
@@ -95,8 +121,10 @@ class TokenServer(AuthorizationServer):  # type: ignore[misc]  # authlib has no 
         self._verifiers = verifiers
         self.register_grant(Grant)
         self.register_token_generator("default", AccessTokens(issuer, keyring))
-        for method in AUTH_METHODS:
+        for method in (BASIC, POST):
             self.register_client_auth_method(method, _by_secret(method))
+        # RFC 7523 §3: the token endpoint's address names us as well as the issuer does; its successor wants the issuer alone.
+        self.register_client_auth_method(ASSERTION, _by_assertion((issuer, issuer + TOKEN_PATH)))
 
     def query_client(self, client_id: str) -> "OAuthClient":
         """Trap 8: never None. An unknown client is one whose secret never matches, with the same text and work."""
@@ -128,19 +156,6 @@ class Grant(ClientCredentialsGrant):  # type: ignore[misc]  # authlib has no typ
     TOKEN_ENDPOINT_AUTH_METHODS = AUTH_METHODS
 
 
-class ClientRefused(InvalidClientError):  # type: ignore[misc]  # authlib has no types
-    """RFC 6749 §5.2 `invalid_client`, the same for every cause and always 401."""
-
-    status_code = 401
-    description = (
-        "Unknown client, wrong secret, or none. Send client_id and client_secret by HTTP Basic or in the form."
-    )
-
-    def get_headers(self) -> list[tuple[str, str]]:
-        headers = [(name, value) for name, value in super().get_headers() if name != "WWW-Authenticate"]
-        return [*headers, ("WWW-Authenticate", 'Basic realm="arriero", charset="UTF-8"')]  # RFC 7617 §2
-
-
 class OAuthClient(ClientMixin):  # type: ignore[misc]  # authlib has no types
     """A client's record as Authlib wants to see it; `record` None is a client that does not exist."""
 
@@ -151,9 +166,21 @@ class OAuthClient(ClientMixin):  # type: ignore[misc]  # authlib has no types
     def get_client_id(self) -> str:
         return self.record.id if self.record else ""
 
+    @property
+    def not_before(self) -> int:
+        return self.record.not_before if self.record else 0
+
     def check_client_secret(self, secret: str) -> bool:
-        matches = self._verifiers.matches(secret, self.record.verifiers if self.record else ())
-        return matches and self.record is not None and not self.record.disabled
+        """Always so many comparisons, whatever the client has: trap 8."""
+        now = time.time()
+        known = secrets_of(self.record, now) if self.record else ()
+        matches = self._verifiers.matches(secret, (*known, *_NO_VERIFIERS)[:VERIFIER_SLOTS])
+        return matches and client_problem(self.record, now) is None
+
+    def check_assertion(self, presented: presenting.Presented, audiences: tuple[str, ...]) -> assertions.Used | None:
+        now = time.time()
+        keys = self.record.jwks if self.record is not None and client_problem(self.record, now) is None else ()
+        return assertions.check(presented.secret, presented.client, keys, audiences, now)
 
     def check_endpoint_auth_method(self, method: str, endpoint: str) -> bool:
         return method in AUTH_METHODS
@@ -186,60 +213,16 @@ class AccessTokens(JWTBearerTokenGenerator):  # type: ignore[misc]  # authlib ha
     def get_audiences(self, client: OAuthClient, user: Any, scope: str) -> str:
         return AUDIENCE
 
+    def get_extra_claims(self, client: OAuthClient, grant_type: str, user: Any, scope: str) -> dict[str, Any]:
+        """Right after all its tokens were ended a client gets one that counts: stamped a few seconds ahead."""
+        return {"iat": max(int(time.time()), client.not_before)}
+
     def get_jti(self, client: OAuthClient, grant_type: str, user: Any, scope: str) -> str:
         return secrets.token_urlsafe(16)
 
 
 def _tls(issuer: str) -> str:
     return "https://" + issuer.partition("://")[2]
-
-
-def _form(content_type: str, body: bytes) -> dict[str, str]:
-    """RFC 6749 §3.2: form-encoded, nothing twice, a parameter without a value counts as left out."""
-    if content_type.partition(";")[0].strip().lower() != "application/x-www-form-urlencoded":
-        raise InvalidRequestError("Send the parameters as application/x-www-form-urlencoded.")
-    try:
-        pairs = parse_qsl(body.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=MAX_FIELDS)
-    except ValueError as error:
-        raise InvalidRequestError("The body is not form-encoded UTF-8, or has too many parameters.") from error
-    form = dict(pairs)
-    if len(form) != len(pairs):
-        raise InvalidRequestError("A parameter is given twice.")
-    form = {name: value for name, value in form.items() if value}
-    if "grant_type" not in form:
-        raise InvalidRequestError(f"Parameter grant_type is missing: send grant_type={GRANT}.")
-    if form["grant_type"] != GRANT:
-        raise OAuth2Error(f"This server knows grant_type={GRANT} only.", error="unsupported_grant_type")
-    return form
-
-
-def _presented(authorizations: list[str], form: Mapping[str, str]) -> Presented | None:
-    """What the client proves itself with; RFC 6749 §2.3: one method in a request."""
-    if len(authorizations) > 1:
-        raise InvalidRequestError("There is more than one Authorization header.")
-    in_form = form.get("client_id", ""), form.get("client_secret", "")
-    if not authorizations:
-        return Presented(*in_form, "client_secret_post") if all(in_form) else None
-    basic = _basic(authorizations[0])
-    if basic is None:
-        raise ClientRefused()
-    if in_form[1] or in_form[0] not in ("", basic[0]):
-        raise InvalidRequestError("Send the client's credentials by HTTP Basic or in the form, not both.")
-    return Presented(*basic, "client_secret_basic")
-
-
-def _basic(authorization: str) -> tuple[str, str] | None:
-    """RFC 6749 §2.3.1: id and secret are percent-encoded inside. Authlib's reader lets bytes outside UTF-8 through as an
-    exception that becomes a 500."""
-    scheme, _, encoded = authorization.partition(" ")
-    if scheme.lower() != "basic":
-        return None
-    try:
-        text = base64.b64decode(encoded.strip(), validate=True).decode()
-    except (binascii.Error, ValueError):
-        return None
-    client, colon, secret = text.partition(":")
-    return (unquote(client), unquote(secret)) if colon else None
 
 
 def _by_secret(method: str) -> Any:
@@ -251,3 +234,18 @@ def _by_secret(method: str) -> Any:
         return client if client.check_client_secret(presented.secret) else None
 
     return authenticate
+
+
+def _by_assertion(audiences: tuple[str, ...]) -> Any:
+    def authenticate(query_client: Any, request: TokenRequest) -> OAuthClient | None:
+        presented = request.presented
+        if presented is None or presented.method != ASSERTION:
+            return None
+        client: OAuthClient = query_client(presented.client)
+        request.used = client.check_assertion(presented, audiences)
+        return client if request.used else None
+
+    return authenticate
+
+
+_NO_VERIFIERS = ("0" * 64,) * VERIFIER_SLOTS

@@ -8,7 +8,7 @@ import pytest
 from libs.common.bus.buckets import Bucket
 from libs.common.bus.connection import Bus
 from libs.common.bus.failures import Unconfirmed
-from libs.common.contracts.clients import Policy
+from libs.common.contracts.clients import Client
 from libs.common.credentials.directory import Directory
 from libs.common.credentials.verifiers import Verifiers
 from services.auth import registry as registry_module
@@ -17,6 +17,7 @@ from services.auth.registry import Registry
 from tests.support.waiting import eventually
 
 SECRET = b"s" * 32
+ALICE = Client(id="alice", name="alice")
 
 
 async def test_of_replicas_that_all_find_no_key_one_makes_it_and_the_others_read_it(
@@ -46,7 +47,7 @@ async def test_a_client_is_answered_only_after_this_replica_knows_it(bus: Bus, m
     monkeypatch.setattr(registry_module, "SEEN_WITHIN_S", 30.0)
     directory = Directory(bus)  # it does not follow yet
     registry = Registry(bus, directory, Verifiers(SECRET))
-    creating = asyncio.create_task(registry.create_client("alice", ("inference",), Policy()))
+    creating = asyncio.create_task(registry.create_client(ALICE, with_secret=True))
 
     async def stored() -> bool:
         return (await Bucket(bus, "clients").get("client.alice"))[0] is not None
@@ -66,7 +67,7 @@ async def test_a_client_is_answered_in_the_end_when_the_follower_hangs(
 ) -> None:
     """It is stored, so "failed" would be wrong; it will be known here a little later."""
     monkeypatch.setattr(registry_module, "SEEN_WITHIN_S", 0.05)
-    made = await Registry(bus, Directory(bus), Verifiers(SECRET)).create_client("alice", ("inference",), Policy())
+    made = await Registry(bus, Directory(bus), Verifiers(SECRET)).create_client(ALICE, with_secret=True)
     assert made.client.id == "alice"
 
 
@@ -82,7 +83,7 @@ async def test_a_write_whose_ack_got_lost_is_read_back(bus: Bus, monkeypatch: py
 
     monkeypatch.setattr(Bucket, "put", put)
     registry = Registry(bus, Directory(bus), Verifiers(SECRET))
-    made = await registry.create_client("alice", ("inference",), Policy())
+    made = await registry.create_client(ALICE, with_secret=True)
     assert made.client.id == "alice"
     with pytest.raises(Unconfirmed):
-        await registry.create_client("bob", ("inference",), Policy())
+        await registry.create_client(Client(id="bob", name="bob"), with_secret=True)

@@ -81,14 +81,22 @@ class Policy(Contract, frozen=True, kw_only=True):
     limits: Limits = Limits()
 
 
+class ReplacedSecret(Contract, frozen=True, kw_only=True):
+    """A secret that counts until then (seconds since the epoch), so that there is time to bring its successor everywhere."""
+
+    verifier: str
+    until: int
+
+
 class Client(Contract, frozen=True, kw_only=True):
-    """`verifiers` are HMAC-SHA-256 of its secrets, hex; several while a secret is being rotated.
+    """`verifiers` are HMAC-SHA-256 of its secrets, hex; `replaced` those of secrets before, each with its end.
     Tokens issued before `not_before` (seconds since the epoch) do not count."""
 
     id: str
     name: str
     scopes: tuple[str, ...] = DEFAULT_SCOPES
     verifiers: tuple[str, ...] = ()
+    replaced: tuple[ReplacedSecret, ...] = ()
     disabled: bool = False
     not_before: int = 0
     policy: Policy = Policy()

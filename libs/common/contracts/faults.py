@@ -41,6 +41,7 @@ class Code(StrEnum):
     RATE_LIMITED = "rate_limited"
     QUOTA_EXHAUSTED = "quota_exhausted"
     QUEUE_FULL = "queue_full"
+    LAST_ADMINISTRATOR = "last_administrator"
 
 
 class Meaning(NamedTuple):
@@ -61,7 +62,7 @@ MEANING: dict[Code, Meaning] = {
     Code.METHOD_NOT_ALLOWED: Meaning(405, False, "This address does not take that method"),
     Code.ALREADY_EXISTS: Meaning(409, False, "There is one of that name already"),
     Code.POSITION_LOST: Meaning(409, False, "The stream cannot go on from that position"),
-    Code.WRONG_STATE: Meaning(409, False, "The job's state does not allow this"),
+    Code.WRONG_STATE: Meaning(409, False, "The present state does not allow this"),
     Code.REQUEST_GONE: Meaning(410, False, "The job's request is not kept any more"),
     Code.IDEMPOTENCY_MISMATCH: Meaning(422, False, "The Idempotency-Key was used with another body"),
     Code.TOO_LARGE: Meaning(413, False, "The request is too large"),
@@ -83,6 +84,7 @@ MEANING: dict[Code, Meaning] = {
     # Trying again helps tomorrow, or next month; SDKs would try again in seconds.
     Code.QUOTA_EXHAUSTED: Meaning(429, False, "The tokens of this day or month are used up"),
     Code.QUEUE_FULL: Meaning(429, True, "As many jobs of this client wait as may"),
+    Code.LAST_ADMINISTRATOR: Meaning(409, False, "Nobody would be left to administrate"),
 }
 
 

@@ -62,6 +62,7 @@ def bucket(name: str, purpose: str, *, max_bytes: int = 64 * MIB) -> Stream:
 
 NODES, LEASES, CLIENTS, SIGNING, REVOKED, MODELS = "nodes", "leases", "clients", "signing", "revoked", "models"
 LIMITS = "limits"
+ATTEMPTS = "attempts"
 
 STREAMS: tuple[Stream, ...] = (
     Stream(
@@ -93,6 +94,7 @@ STREAMS: tuple[Stream, ...] = (
     bucket(CLIENTS, "Arriero: clients and API keys, secrets as keyed HMAC", max_bytes=256 * MIB),
     bucket(SIGNING, "Arriero: token signing keys, private parts encrypted"),
     bucket(REVOKED, "Arriero: revoked tokens", max_bytes=256 * MIB),
+    bucket(ATTEMPTS, "Arriero: used client assertions, and who failed to authenticate how often; all gone in minutes"),
     bucket(MODELS, "Arriero: aliases, pins and policies of models"),
     bucket(LIMITS, "Arriero: what clients and keys with limits have used", max_bytes=256 * MIB),
 )
