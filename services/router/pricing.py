@@ -104,7 +104,7 @@ class Pricing:
     def speed(self, node: NodeView, model: str) -> Speed:
         """What was learned of it; else a guess, slower as far as the model does not fit the node's GPU."""
         guess = self.rates.speed(node.name, model, node.sizes.get(model, 0), cpu=node.beat.vram == 0)
-        if self.exact_sizes or not node.beat.vram or self.rates.decoded(node.name, model):
+        if self.exact_sizes or node.beat.vram == 0 or self.rates.decoded(node.name, model):
             return guess
         slower = 1 + self._spilled(node, model) * (ON_CPU - 1)
         return Speed(guess.prefill_s * slower, guess.decode_s * slower, guess.load_s)
@@ -114,8 +114,8 @@ class Pricing:
         for loaded in node.beat.loaded:
             if canonical_model(loaded.name) == model and loaded.size > 0:
                 return max(0.0, 1 - loaded.size_vram / loaded.size)
-        needed = self._need(node, model, 0)
-        return max(0.0, 1 - (node.beat.vram or 0) / needed) if needed else 0.0
+        needed, capacity = self._need(node, model, 0), node.beat.vram
+        return max(0.0, 1 - capacity / needed) if needed and capacity is not None else 0.0
 
     def load_s(self, node: NodeView, model: str) -> float:
         """`speed` without what only a job needs."""
