@@ -56,6 +56,9 @@ from services.router.transitions import Transitions
 log = structlog.get_logger()
 
 TICK_S = 0.25
+HOLD_S = (
+    0.01  # a look that takes longer goes on after everybody else had a turn: a large empty fleet takes a second to fill
+)
 ASK_S = 1.0  # between two questions about the same run
 PING_S = 1.0
 OVERDUE_S = 20.0  # after its deadline a run that its worker did not end is taken away
@@ -302,8 +305,11 @@ class Router:
                 if self._is_active() and self._bus.connected and now >= self._paused_until:
                     if due:
                         self._tick(now)
-                    self._schedule(now)
+                    is_done = self._schedule(now)
                     self._tidy()
+                    if not is_done:
+                        await asyncio.sleep(0)
+                        continue
                 try:
                     async with asyncio.timeout(TICK_S):
                         await self._wake.wait()
@@ -327,33 +333,38 @@ class Router:
     def _look(self) -> Look:
         return Look(self.scheduler, time.monotonic(), self._clock.now_ms(), self._hearing_since)
 
-    def _schedule(self, now: float) -> None:
-        """Give slots to those who wait, and load what they will ask for."""
+    def _schedule(self, now: float) -> bool:
+        """Give slots to those who wait, and load what they will ask for. False: not done, but others wait for the loop."""
         wanted = self.scheduler.wanted(now, self._clock.now_ms(), self._hearing_since)
         while True:
             with metrics.decide_seconds.time():
                 wish = next(wanted, None)
             if wish is None:
-                return
-            if isinstance(wish, Loading):
-                wish.node.preload(wish.model, wish.order)
-                self._deeds.spawn(self._loader.load(wish))
-                continue
-            key = wish.job.key
-            job = self.index.jobs.get(key)
-            if (
-                job is None
-                or job.bound
-                or key in self._deeds.busy
-                or not isinstance(settle(job, self._clock.now_ms()), Enqueue)
-            ):
-                self.scheduler.discard(key)
-                if job is not None and key not in self._deeds.busy:
-                    self._place(job)
-                continue
-            wish.node.reserve((key, job.sequence), wish.hold)
-            self.scheduler.commit(wish, now)
-            self._deeds.do(key, self._bind(job, wish))
+                return True
+            self._carry_out(wish, now)
+            if time.monotonic() - now >= HOLD_S:
+                return False
+
+    def _carry_out(self, wish: Placement | Loading, now: float) -> None:
+        if isinstance(wish, Loading):
+            wish.node.preload(wish.model, wish.order)
+            self._deeds.spawn(self._loader.load(wish))
+            return
+        key = wish.job.key
+        job = self.index.jobs.get(key)
+        if (
+            job is None
+            or job.bound
+            or key in self._deeds.busy
+            or not isinstance(settle(job, self._clock.now_ms()), Enqueue)
+        ):
+            self.scheduler.discard(key)
+            if job is not None and key not in self._deeds.busy:
+                self._place(job)
+            return
+        wish.node.reserve((key, job.sequence), wish.hold)
+        self.scheduler.commit(wish, now)
+        self._deeds.do(key, self._bind(job, wish))
 
     def _tick(self, now: float) -> None:
         self.queue.rise(self._clock.now_ms())

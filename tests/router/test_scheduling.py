@@ -1,10 +1,12 @@
 """The scheduler in service: quotes, places, policies, loads ahead of need, what runs are ordered with."""
 
+import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import msgspec
+import pytest
 
 from libs.common.bus.buckets import Bucket
 from libs.common.bus.connection import Bus, Message
@@ -28,7 +30,9 @@ from libs.common.contracts.requests import Priority
 from libs.common.contracts.streams import MODELS
 from libs.common.contracts.subjects import JobKey
 from libs.common.states import JobState
+from services.router import loop
 from services.router.fleet import Hold
+from services.router.look import Loading, Placement
 from tests.router.building import Routers, a_completion, a_submission, ended, heard, submit
 from tests.support.fake_worker import FakeWorker, fake_worker
 from tests.support.waiting import eventually
@@ -176,6 +180,43 @@ async def test_a_request_that_needs_more_context_gets_it_and_no_other_makes_it_s
             await submit(bus, num_ctx=needed)
         await eventually(lambda: len(worker.asked) == 3)
         assert sorted(str(run.num_ctx) for run in worker.asked) == ["16384", "4096", "None"]
+
+
+async def test_a_long_look_is_put_down_so_that_others_get_the_loop(
+    bus: Bus, routers: Routers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if every single step of it took too long."""
+    monkeypatch.setattr(loop, "HOLD_S", 0.0)
+    turns, looks = 0, []
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async with fake_worker(bus, slots=12, loaded=()) as worker, routers.one(bus) as router:
+        await heard(router, 1)
+        for _ in range(12):
+            await submit(bus, model="not:yet")
+        await eventually(lambda: len(router.queue) == 12)
+        decide = router.scheduler.wanted
+
+        def wanted(*args: Any) -> Iterator[Placement | Loading]:
+            looks.append([turns, 0])
+            for wish in decide(*args):
+                looks[-1][1] += 1
+                yield wish
+
+        monkeypatch.setattr(router.scheduler, "wanted", wanted)
+        task = asyncio.create_task(others())
+        worker.models = worker.loaded = ("not:yet",)
+        await worker.beat()
+        await eventually(lambda: len(worker.running) == 12)
+        task.cancel()
+    wishes = [count for _, count in looks]
+    assert (max(wishes), sum(wishes)) == (1, 12)
+    assert len({turn for turn, count in looks if count}) == 12
 
 
 # -- what is learned -------------------------------------------------------------------------------------------------------------
