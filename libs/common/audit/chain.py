@@ -46,3 +46,8 @@ def clean_address(text: str) -> str:
         return str(ipaddress.ip_address(text))
     except ValueError:
         return ""
+
+
+def writer_of(subject: str) -> str:
+    """`audit.<service>.<writer>` → `<service>.<writer>`."""
+    return subject.partition(".")[2]
