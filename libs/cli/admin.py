@@ -10,7 +10,7 @@ from libs.cli.home import MadeClient
 from libs.cli.http import Http, connect
 from libs.cli.whereabouts import Administrator
 
-CLIENTS, CLUSTER = "admin:clients", "admin:cluster"
+CLIENTS, CLUSTER, AUDIT = "admin:clients", "admin:cluster", "audit:read"
 
 
 async def access_token(who: Administrator, scope: str) -> str:

@@ -89,6 +89,20 @@ class Http:
         except msgspec.MsgspecError as error:
             raise CommandFailed(f"{self._client.base_url} answers, but not as Arriero does", code="no_json") from error
 
+    async def raw_lines(self, method: str, path: str, query: dict[str, str]) -> AsyncIterator[bytes]:
+        """The lines of an answer, byte by byte as they came; each must come within the usual time. Raises CommandFailed."""
+        rest = b""
+        try:
+            async with self._client.stream(method, path, params=query) as response:
+                if not response.is_success:
+                    raise refused(response.status_code, await response.aread())
+                async for piece in response.aiter_bytes():
+                    *whole, rest = (rest + piece).split(b"\n")
+                    for line in whole:
+                        yield line
+        except httpx.HTTPError as error:
+            raise self._away(error) from error
+
     def _away(self, error: httpx.HTTPError) -> CommandFailed:
         why = str(error) or type(error).__name__
         return CommandFailed(

@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from libs.cli import chat, clients, job, keys, models, nats, nodes, sim, simulate, status
+from libs.cli import audit, chat, clients, job, keys, models, nats, nodes, sim, simulate, status
 from libs.cli.failures import CommandFailed
 from libs.cli.output import fail
 from libs.cli.up import command as up_command
@@ -25,6 +25,7 @@ Examples:
   arriero models pin llama3.2:3b gpu-1                 keep a model in a node's memory
   arriero nodes drain gpu-1 --wait                     no new work for a node
   arriero client create ci --json                      a client of its own for another program
+  arriero audit tail -f                                who did what to what, as it happens
   arriero status                                       what runs, and what is not ready
 """
 
@@ -43,6 +44,7 @@ app.add_typer(models.app, name="models")
 app.command()(status.status)
 app.add_typer(clients.client_app, name="client")
 app.add_typer(keys.key_app, name="key")
+app.add_typer(audit.app, name="audit")
 app.add_typer(nats.app, name="nats")
 app.command(add_help_option=False, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})(sim.sim)
 app.command(add_help_option=False, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})(

@@ -6,6 +6,7 @@
 | arriero_auth_failures_total        | counter | reason | requests refused: OAuth's error code, or the code of our own fault |
 | arriero_auth_clients_created_total | counter |        | clients made by the admin route                                    |
 | arriero_auth_keys_created_total    | counter |        | API keys made by the admin route                                   |
+| arriero_auth_checkpoints_total     | counter |        | checkpoints of the audit trail made                                |
 """
 
 from prometheus_client import Counter
@@ -14,3 +15,4 @@ tokens_issued = Counter("arriero_auth_tokens_issued", "Access tokens handed out"
 failures = Counter("arriero_auth_failures", "Requests refused", ["reason"])
 clients_created = Counter("arriero_auth_clients_created", "Clients made")
 keys_created = Counter("arriero_auth_keys_created", "API keys made")
+checkpoints = Counter("arriero_auth_checkpoints", "Checkpoints of the audit trail made")

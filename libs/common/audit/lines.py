@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import msgspec
 
 from libs.common.audit.chain import writer_of
-from libs.common.bus.connection import Stored
 from libs.common.contracts.codec import Malformed
 
 NO_RECORD = msgspec.Raw()
@@ -61,15 +60,14 @@ _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(_Line)
 
 
-def line_of(what: Stored | Entry | Trail | End) -> bytes:
+def line_of(what: Entry | Trail | End) -> bytes:
     """With its newline."""
     if isinstance(what, Trail):
         made = _Line(trail=what)
     elif isinstance(what, End):
         made = _Line(end=what)
     else:
-        at_ms = what.at_ms if isinstance(what, Stored) else what.stored_ms
-        made = _Line(sequence=what.sequence, subject=what.subject, stored_ms=at_ms)
+        made = _Line(sequence=what.sequence, subject=what.subject, stored_ms=what.stored_ms)
         if _travels_as_it_is(what.data):
             made.record = msgspec.Raw(what.data)
         else:
