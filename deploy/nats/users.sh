@@ -95,12 +95,14 @@ fi
   user auth nats-auth \
     "$compare $(follow KV_clients KV_signing KV_revoked KV_attempts)
      $(api STREAM.MSG.GET.KV_clients STREAM.MSG.GET.KV_signing STREAM.MSG.GET.KV_revoked STREAM.MSG.GET.KV_attempts)
-     \$KV.clients.> \$KV.signing.> \$KV.revoked.> \$KV.attempts.>" '' "$answers"
+     \$KV.clients.> \$KV.signing.> \$KV.revoked.> \$KV.attempts.>
+     audit.auth.* $(follow AUDIT) $(api STREAM.MSG.GET.AUDIT DIRECT.GET.AUDIT DIRECT.GET.AUDIT.audit.auth.\*)" '' "$answers"
   user gateway nats-gateway \
     "$compare $(follow JOBS KV_nodes KV_clients KV_revoked KV_models KV_attempts)
      $(api CONSUMER.MSG.NEXT.JOBS.\* STREAM.MSG.GET.JOBS STREAM.MSG.GET.KV_models STREAM.MSG.GET.KV_limits STREAM.MSG.GET.KV_attempts DIRECT.GET.JOBS)
      jobs.*.*.new cancels.*.* parts.*.*.*.* evt.*.* ctl.router.place ctl.router.erase ctl.router.quote ctl.*.*.read ctl.*.*.model
-     \$KV.models.> \$KV.limits.> \$KV.attempts.>" \
+     \$KV.models.> \$KV.limits.> \$KV.attempts.>
+     audit.gateway.* $(api DIRECT.GET.AUDIT.audit.gateway.\*)" \
     'api.*.* out.*.*.*.*.c evt.*.* prefix.*.*' "$answers"
   user router nats-router \
     "$compare $(follow JOBS KV_nodes KV_models) $(api STREAM.MSG.GET.JOBS STREAM.MSG.GET.OUT STREAM.MSG.GET.KV_leases STREAM.MSG.GET.KV_models DIRECT.GET.JOBS DIRECT.GET.OUT STREAM.PURGE.JOBS STREAM.PURGE.OUT)

@@ -12,6 +12,7 @@ from services.gateway.http import Exchange, Receive, Scope, Send
 from services.gateway.limits import Limiter
 from services.gateway.sessions import Sessions
 from services.gateway.warm_up import WarmUp
+from services.gateway.witness import Witness
 
 
 def create_app(
@@ -22,6 +23,7 @@ def create_app(
     closing: Callable[[], bool],
     warm_up: WarmUp,
     limiter: Limiter,
+    witness: Witness,
 ) -> Any:
     """`closing`: does this process shut down?"""
     # FastAPI's part is the application and, later, the OpenAPI document; the routes are plain ASGI (DESIGN §4).
@@ -29,7 +31,7 @@ def create_app(
     routes = [
         _Route(
             spec.path,
-            Endpoint(spec, credentials, sessions, closing=closing, warm_up=warm_up, limiter=limiter),
+            Endpoint(spec, credentials, sessions, closing=closing, warm_up=warm_up, limiter=limiter, witness=witness),
             methods=[spec.method],
             name=f"{spec.method} {spec.path}",
         )

@@ -4,7 +4,8 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from enum import StrEnum
-from typing import NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
 
 import structlog
 
@@ -21,6 +22,9 @@ from services.gateway.http import Scope as HttpScope
 from services.gateway.limits import Limiter
 from services.gateway.sessions import Sessions
 from services.gateway.warm_up import WarmUp
+
+if TYPE_CHECKING:
+    from services.gateway.witness import Witness
 
 log = structlog.get_logger()
 
@@ -59,6 +63,7 @@ class Endpoint:
         closing: Callable[[], bool] = lambda: False,
         warm_up: WarmUp | None = None,
         limiter: Limiter | None = None,
+        witness: "Witness | None" = None,
     ) -> None:
         self.spec = spec
         self._credentials = credentials
@@ -66,15 +71,18 @@ class Endpoint:
         self._closing = closing
         self._warm_up = warm_up
         self._limiter = limiter
+        self._witness = witness
 
     async def __call__(self, scope: HttpScope, receive: Receive, send: Send) -> None:
         exchange = Exchange(scope, receive, send)
+        if self._witness is not None:
+            exchange.tell = partial(self._witness.saw, exchange, self.spec)
         exchange.closing = self._closing()  # a kept connection would be closed soon, perhaps under a request on its way
         began = time.monotonic()
         try:
             if self._warm_up is not None:
                 await self._warm_up.wait()
-            principal = await self._credentials.principal(exchange.raw_headers)
+            exchange.principal = principal = await self._credentials.principal(exchange.raw_headers)
             require(principal, self.spec.scope)
             with self._sessions.one(principal) as exchange.session:
                 if self._limiter is not None and principal.accounts:
@@ -103,6 +111,7 @@ class Endpoint:
             log.exception("request.failed", route=self.spec.path)
             await answer_fault(exchange, Fault(code=Code.INTERNAL, message="that is our mistake; please report it"))
         finally:
+            exchange.tell()
             metrics.requests.labels(self.spec.path, str(exchange.status or 499)).inc()
             log.debug(
                 "request.answered", route=self.spec.path, status=exchange.status, seconds=time.monotonic() - began
@@ -133,6 +142,7 @@ async def _answer_lapsed(exchange: Exchange, reason: str) -> None:
 
 async def answer_fault(exchange: Exchange, fault: Fault, headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
     """As a response if nothing was sent yet; in a stream that has begun, as its last event."""
+    exchange.fault = fault
     content_type, body = error_body(fault, dialect_of(exchange.path))
     if exchange.started:
         await exchange.write((b"%b\n" if exchange.sends_lines else b"event: error\ndata: %b\n\n") % encode(body))

@@ -44,6 +44,7 @@ class FleetRoutes:
         policy = read_node_policy(node, await exchange.body(MAX_ORDER))
         if self._fleet.node(node) is None and node not in self._catalog.nodes:
             raise no_node(node, [beat.node for beat, _ in self._fleet.current()])
+        exchange.deed, exchange.target = "node.drain" if policy.draining else "node.resume", node
         await self._catalog.set_node(policy)
         await exchange.respond_json(200, {"name": node, "policy": {"draining": policy.draining}})
 
@@ -52,7 +53,9 @@ class FleetRoutes:
         node = exchange.params["node"]
         order = read_order(await exchange.body(MAX_ORDER), node, self._catalog.model, new_op_id())
         as_stream = _as_stream(exchange)
+        exchange.deed, exchange.target = f"model.{order.op}", f"{order.model}@{node}"
         self._work.check(node, order)
+        exchange.tell()  # now: it may last for an hour
         async with self._streams.opened():
             try:
                 await self._relay(exchange, node, order, as_stream=as_stream)
@@ -80,6 +83,8 @@ class FleetRoutes:
                     await self._write(exchange, line(node, order, answer))
         last = said[0]
         if as_stream:
+            if last is not None and last.state is ModelWork.FAILED:
+                exchange.failure = str(Code.NODE_FAILED)
             await exchange.finish()
         elif last is not None and last.state is ModelWork.FAILED:
             raise failed(Code.NODE_FAILED, f"node {node}: {last.status}")
@@ -87,6 +92,7 @@ class FleetRoutes:
             await exchange.respond_json(200, line(node, order, last))
 
     async def _end(self, exchange: Exchange, node: str, order: ModelOrder, code: Code, message: str) -> None:
+        exchange.failure = str(code)
         broken = ModelAnswer(state=ModelWork.FAILED, status=message)
         await self._write(exchange, line(node, order, broken) | {"code": str(code)})
         await exchange.finish()

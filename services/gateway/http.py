@@ -9,8 +9,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 from urllib.parse import parse_qsl
 
+from libs.common.contracts.clients import Principal
 from libs.common.contracts.codec import encode
-from libs.common.contracts.faults import Code, failed
+from libs.common.contracts.faults import Code, Fault, failed
 from services.gateway.sessions import Session
 
 Scope = dict[str, Any]
@@ -40,6 +41,17 @@ class Exchange:
         self.status = 0
         self.closing = False  # the connection ends with this answer
         self.session: Session | None = None  # once it is known who asks
+        # For the audit trail (services.gateway.witness):
+        state = scope.get("state", {})
+        self.address = str(state.get("address") or (scope.get("client") or ("",))[0])
+        self.request_id = str(state.get("request_id", ""))
+        self.principal: Principal | None = None
+        self.fault: Fault | None = None  # what was answered, if it was one
+        self.deed: str | None = None  # another action than the route's; empty: nothing was done
+        self.target = ""
+        self.failure = ""  # the code of a failure that came after the answer had begun
+        self.told = False
+        self.tell: Callable[[], None] = lambda: None
         self.limits: Callable[[], Headers] = list  # headers that say how much the caller has left
         self._receive = receive
         self._send = send

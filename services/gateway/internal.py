@@ -27,6 +27,7 @@ from services.gateway.job_service import JobService
 from services.gateway.limits import Limiter
 from services.gateway.listing import list_jobs
 from services.gateway.sessions import Sessions
+from services.gateway.witness import Witness
 
 log = structlog.get_logger()
 
@@ -50,6 +51,7 @@ class InternalApi:
         service: JobService,
         intake: Intake,
         limiter: Limiter,
+        witness: Witness,
     ) -> None:
         self._bus = bus
         self._credentials = credentials
@@ -57,6 +59,7 @@ class InternalApi:
         self._service = service
         self._intake = intake
         self._limiter = limiter
+        self._witness = witness
         self._calls: Counter[str] = Counter()  # being answered, by client
 
     async def serve(self) -> Subscription:
@@ -68,7 +71,7 @@ class InternalApi:
             if not message.reply.startswith(f"_INBOX.{client}."):
                 log.warning("api.foreign_reply", client=client)
                 return None
-            with self._one_of(client), self._intake.one() as share:
+            with self._one_of(client), self._witness.call(client, verb), self._intake.one() as share:
                 share.count(len(message.data))
                 answer = encode(Answer(ok=msgspec.Raw(await self._do(client, verb, message.data))))
             if len(answer) > MAX_ANSWER:

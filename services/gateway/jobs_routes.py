@@ -43,6 +43,7 @@ class JobsRoutes:
             body = await exchange.body(self._intake.largest, share.count)
             keyed = exchange.header(IDEMPOTENCY_KEY)
             if _is_true(exchange, "dry_run"):
+                exchange.deed = ""
                 await exchange.respond_json(200, await self._service.dry_run(principal, body, keyed))
                 return
             created = await self._service.create(principal, body, keyed)

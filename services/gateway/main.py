@@ -6,7 +6,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from libs.common import runtime
+from libs.common.audit import Audit
 from libs.common.bus.connection import Bus
+from libs.common.ids import new_boot_id
 from libs.common.runtime import Port, Running, Service
 from services.gateway.app import create_app
 from services.gateway.catalog import Catalog
@@ -24,6 +26,7 @@ from services.gateway.settings import GatewaySettings
 from services.gateway.streaming import Streams
 from services.gateway.submission import Submitter
 from services.gateway.warm_up import WarmUp
+from services.gateway.witness import Witness
 
 GOODBYE_S = 3.0  # for streams to write their last frame once they have been ended
 
@@ -39,9 +42,11 @@ async def start(settings: GatewaySettings, bus: Bus) -> AsyncIterator[Running]:
     service = JobService(bus, fleet, catalog, submitter, max_num_ctx=settings.max_num_ctx)
     intake = Intake(settings.max_body)
     sessions = Sessions()
+    audit = Audit(bus, "gateway", new_boot_id())
+    witness = Witness(audit)
     warm_up = WarmUp([*(credentials.checks()[name] for name in ("clients", "revocations")), fleet.follower.problem])
     specs = all_routes(bus, service, streams, intake, fleet, catalog)
-    internal = await InternalApi(bus, credentials, sessions, service, intake, limiter).serve()
+    internal = await InternalApi(bus, credentials, sessions, service, intake, limiter, witness).serve()
 
     async def drain() -> None:
         """No new jobs; open streams go on for the grace, then end so that they can be resumed elsewhere."""
@@ -52,6 +57,7 @@ async def start(settings: GatewaySettings, bus: Bus) -> AsyncIterator[Running]:
         streams.end_all()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(streams.all_closed(), GOODBYE_S)
+        await audit.close()
 
     try:
         yield Running(
@@ -63,6 +69,7 @@ async def start(settings: GatewaySettings, bus: Bus) -> AsyncIterator[Running]:
                 "pressure": pressure.watch(),
                 "warm_up": warm_up.run(),
                 "limits": limiter.run(),
+                "audit": audit.run(),
             },
             ports=[
                 Port(
@@ -73,12 +80,18 @@ async def start(settings: GatewaySettings, bus: Bus) -> AsyncIterator[Running]:
                         closing=lambda: pressure.draining,
                         warm_up=warm_up,
                         limiter=limiter,
+                        witness=witness,
                     ),
                     settings.host,
                     settings.port,
                 )
             ],
-            checks={**credentials.checks(), "fleet": fleet.follower.problem, "catalog": catalog.follower.problem},
+            checks={
+                **credentials.checks(),
+                "fleet": fleet.follower.problem,
+                "catalog": catalog.follower.problem,
+                "audit": audit.check,
+            },
             drain=drain,
         )
     finally:

@@ -34,6 +34,7 @@ class ModelsRoutes:
 
     async def change(self, exchange: Exchange, principal: Principal) -> None:
         name = model_name(exchange.params["name"])
+        exchange.target = name
         change = read_model_change(await exchange.body(MAX_POLICY))
         if canonical_model(name) not in self._catalog.models:
             check_model(name, self._fleet.models(), is_complete=self._fleet.is_complete)
@@ -47,7 +48,7 @@ class ModelsRoutes:
         await exchange.respond_json(200, {"name": after.name, "policy": policy_view(after)})
 
     async def forget(self, exchange: Exchange, principal: Principal) -> None:
-        name = canonical_model(model_name(exchange.params["name"]))
+        exchange.target = name = canonical_model(model_name(exchange.params["name"]))
         if not await self._catalog.forget_model(name):
             raise failed(Code.NOT_FOUND, f"there is no policy for the model {name}; GET /models lists those there are")
         await exchange.respond_json(200, {"name": name, "policy": policy_view(ModelPolicy(name=name))})
