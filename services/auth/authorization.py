@@ -10,6 +10,7 @@ from libs.common.contracts.faults import Code, Fault, failed
 from services.auth.judging import Judge, Worthless
 from services.auth.problems import problem
 from services.auth.readiness import Readiness
+from services.auth.recording import note
 
 
 class Unauthorized(Exception):
@@ -38,6 +39,7 @@ class Authorization:
         found = self._judge.token(token.strip(), time.time())
         if isinstance(found, Worthless):
             raise _unauthenticated(f"The access token {found.reason}; get a new one.")
+        note(request, actor=found.client.id, credential=f"token:{found.claims.jti}")
         if scope not in found.scopes:
             raise Unauthorized(
                 Fault(code=Code.FORBIDDEN, message=f"This needs the scope {scope}; ask for it with scope={scope}."),

@@ -8,16 +8,19 @@ from contextlib import asynccontextmanager
 import structlog
 
 from libs.common import runtime
+from libs.common.audit import Audit
 from libs.common.bus.connection import Bus
 from libs.common.bus.failures import BusError
 from libs.common.contracts.codec import Malformed
 from libs.common.credentials.directory import Directory
 from libs.common.credentials.verifiers import Verifiers
+from libs.common.ids import new_boot_id
 from libs.common.ops import Check
 from libs.common.runtime import Port, Running, Service
 from services.auth.admin import Admin
 from services.auth.app import build
 from services.auth.authorization import Authorization
+from services.auth.checkpoints import Checkpoints
 from services.auth.inspection import Inspection
 from services.auth.judging import Judge
 from services.auth.keyring import Keyring
@@ -25,9 +28,12 @@ from services.auth.oauth import OAuth
 from services.auth.oauth_routes import OAuthRoutes
 from services.auth.once import Once
 from services.auth.readiness import Readiness
+from services.auth.recording import recorded
 from services.auth.registry import Registry
 from services.auth.revoker import Revoker
 from services.auth.settings import AuthSettings
+from services.auth.trail import AuditTrail
+from services.auth.trail_routes import TrailRoutes
 
 log = structlog.get_logger()
 
@@ -42,12 +48,16 @@ async def start(settings: AuthSettings, bus: Bus) -> AsyncIterator[Running]:
     keyring = Keyring(bus, cluster_secret)
     registry = Registry(bus, directory, verifiers)
     revoker = Revoker(bus)
-    operator = Operator(settings, registry)
+    audit = Audit(bus, "auth", new_boot_id())
+    checkpoints = Checkpoints(bus, keyring)
+    operator = Operator(settings, registry, audit)
     checks: dict[str, Check] = {
         "clients": directory.check,
         "signing": keyring.check,
         "revocations": revoker.revocations.check,
         "operator": operator.check,
+        "audit": audit.check,
+        "checkpoints": checkpoints.check,
     }
     readiness = Readiness(directory.check, keyring.check, revoker.revocations.check)
     judge = Judge(settings.issuer, directory, keyring, revoker.revocations, verifiers)
@@ -59,26 +69,39 @@ async def start(settings: AuthSettings, bus: Bus) -> AsyncIterator[Running]:
         revoker,
         Once(bus),
     )
-    admin = Admin(Authorization(judge, readiness), directory, registry, operator=settings.bootstrap_client_id)
+    authorization = Authorization(judge, readiness)
+    trail = TrailRoutes(authorization, AuditTrail(bus, keyring))
+    admin = Admin(authorization, directory, registry, operator=settings.bootstrap_client_id)
+    routes = recorded([*oauth.routes, *admin.routes, *trail.routes], audit)
+
+    async def drain() -> None:
+        """The trail ends with a word, and a signature over it."""
+        await audit.close()
+        await checkpoints.last(audit.sequence)
+
     yield Running(
         tasks={
             "clients": directory.run(),
             "signing": keyring.run(),
             "revocations": revoker.revocations.run(),
             "operator": operator.run(),
+            "audit": audit.run(),
+            "checkpoints": checkpoints.run(),
         },
-        ports=[Port(build(settings.issuer, keyring, [*oauth.routes, *admin.routes]), settings.host, settings.port)],
+        ports=[Port(build(settings.issuer, keyring, routes), settings.host, settings.port)],
         checks=checks,
+        drain=drain,
     )
 
 
 class Operator:
     """The client that the settings name: with it, the first administrator makes the others."""
 
-    def __init__(self, settings: AuthSettings, registry: Registry) -> None:
+    def __init__(self, settings: AuthSettings, registry: Registry, audit: Audit) -> None:
         self._id = settings.bootstrap_client_id
         self._secret = settings.bootstrap_client_secret
         self._registry = registry
+        self._audit = audit
         self._problem: str | None = f"client {self._id} is not stored yet" if self._id else None
 
     def check(self) -> str | None:
@@ -87,7 +110,11 @@ class Operator:
     async def run(self) -> None:
         while self._problem is not None:
             try:
-                await self._registry.ensure_operator(self._id, self._secret.get_secret_value())
+                done = await self._registry.ensure_operator(self._id, self._secret.get_secret_value())
+                if done:
+                    self._audit.record(
+                        f"client.{done}", "allowed", target=self._id, reason="by this service's settings"
+                    )
                 self._problem = None
             except (BusError, Malformed) as error:
                 self._problem = f"client {self._id} cannot be stored: {error}"

@@ -20,6 +20,7 @@ from services.auth.oauth import TOKEN_PATH, Answer, OAuth, TokenRequest
 from services.auth.once import Once
 from services.auth.presenting import ClientRefused
 from services.auth.readiness import Readiness
+from services.auth.recording import note
 from services.auth.registry import Registry
 from services.auth.revoker import Revoker
 
@@ -84,6 +85,7 @@ class OAuthRoutes:
 
         answer = await self._answer(request, act)
         if answer.error is None:
+            note(request, target=_named(end))
             answer = await self._end(end, answer)
         return _sent(answer)
 
@@ -128,10 +130,20 @@ class OAuthRoutes:
             headers = request.headers
             answer = self._oauth.answered(headers.getlist("authorization"), headers.get("content-type", ""), body, act)
             answer = await self._once_only(answer)
+        note(request, actor=answer.client)
         if answer.error is not None:
             metrics.failures.labels(answer.error).inc()
             log.info("token.denied", client=answer.client or "(unknown)", reason=answer.error, path=request.url.path)
         return answer
+
+
+def _named(end: End) -> str:
+    match end:
+        case TokenEnd():
+            return f"token:{end.jti}"
+        case KeyEnd():
+            return f"key:{end.id}"
+    return ""
 
 
 def _token(request: TokenRequest) -> str:

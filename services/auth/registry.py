@@ -26,7 +26,7 @@ from services.auth import changes
 log = structlog.get_logger()
 
 SEEN_WITHIN_S = 2.0  # a write comes back by the follower within milliseconds; later it is known a little later here
-OPERATOR_SCOPES = (*DEFAULT_SCOPES, Scope.ADMIN_CLIENTS, Scope.ADMIN_CLUSTER)
+OPERATOR_SCOPES = (*DEFAULT_SCOPES, Scope.ADMIN_CLIENTS, Scope.ADMIN_CLUSTER, Scope.AUDIT_READ)
 ALL_CLIENTS = client_key("*")
 ATTEMPTS = 20  # of a change that others get ahead of
 
@@ -126,8 +126,9 @@ class Registry:
             return keys
         raise _busy()
 
-    async def ensure_operator(self, name: str, secret: str) -> None:
-        """The client `name` exists and has this secret and no other. Raises BusError."""
+    async def ensure_operator(self, name: str, secret: str) -> str:
+        """The client `name` exists and has this secret and no other; what had to be done for that, if anything: `create`,
+        `rotate`. Raises BusError."""
         verifier = self._verifiers.of(secret)
         while True:
             newest = (await self._bucket.get(ALL_CLIENTS))[1]
@@ -138,14 +139,14 @@ class Registry:
                 known = decode_client(found)
                 # Verifiers are equal for equal secrets; comparing them tells nobody anything.
                 if known.verifiers == (verifier,) and not known.replaced:
-                    return
+                    return ""
                 operator = msgspec.structs.replace(known, verifiers=(verifier,), replaced=())
             try:
                 await self._bucket.put(client_key(name), encode(operator), expected=newest, among=ALL_CLIENTS)
             except Conflict:
                 continue  # another replica starts as well: look at what it wrote
             log.info("operator.updated" if found else "operator.created", client=name)
-            return
+            return "rotate" if found else "create"
 
     # -- keys --------------------------------------------------------------------------------------------------------
 

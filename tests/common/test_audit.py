@@ -61,8 +61,8 @@ async def test_a_life_is_a_chain_with_a_beginning_and_an_end(bus: Bus):
         reason="asked", request_id="req_1",
     )  # fmt: skip
     await until(bus, 2)
-    await audit.close()
-    await asyncio.wait_for(running, 30)
+    await audit.close(within=30)
+    running.cancel()
 
     found = await stored(bus)
     assert [message.subject for message in found] == ["audit.gateway.w1"] * 3

@@ -22,7 +22,7 @@ MAX_VOUCHED = 20_000
 
 
 class Writer(msgspec.Struct, frozen=True, kw_only=True):
-    """One chain. `ended`: its last record says so; else it still runs, or ended without a word (kill -9, power)."""
+    """One chain. `ended`: a record says so; else it still runs, or ended without a word (kill -9, power)."""
 
     writer: str
     records: int
@@ -60,7 +60,7 @@ class Verifier:
         self._records = 0
         self._chains: dict[str, Chain] = {}
         self._lost: dict[str, int] = {}
-        self._ended: dict[str, bool] = {}
+        self._ended: set[str] = set()
         self._problems: list[Problem] = []
         self._named: set[int] = set()  # sequences that a problem names
         self._holes: dict[int, int] = {}  # a missing sequence → the server's time of the record behind it
@@ -85,7 +85,8 @@ class Verifier:
         self._first = self._first or entry.sequence
         self._records += 1
         if item.record is not None:
-            self._ended[entry.writer] = item.record.action == STOP
+            if item.record.action == STOP:
+                self._ended.add(entry.writer)
             if item.record.dropped:
                 self._lost[entry.writer] = self._lost.get(entry.writer, 0) + item.record.dropped
         if entry.writer == CHECKPOINTS:
@@ -131,7 +132,7 @@ class Verifier:
             first_n=chain.first.n,
             last_n=chain.last.n,
             last_ms=chain.last.stored_ms,
-            ended=self._ended.get(chain.writer, False),
+            ended=chain.writer in self._ended,
             lost=self._lost.get(chain.writer, 0),
         )
 

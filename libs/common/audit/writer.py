@@ -10,6 +10,7 @@ Metrics, in every service that keeps a trail:
 """
 
 import asyncio
+import contextlib
 import time
 from collections import deque
 from collections.abc import Callable
@@ -40,7 +41,7 @@ waiting = Gauge("arriero_audit_waiting", "Records of the audit trail not stored 
 
 
 class Audit:
-    """`run` must be running; `close` ends it. One for each process: `writer` is a name that no other life of any process has."""
+    """`run` must be running. One for each process: `writer` is a name that no other life of any process has."""
 
     def __init__(
         self, bus: Bus, service: str, writer: str, *, limit: int = WAITING, clock: Callable[[], float] = time.time
@@ -57,8 +58,9 @@ class Audit:
         self._wake = asyncio.Event()
         self._problem: str | None = None  # why the oldest record cannot be stored
         self._stuck_since = 0.0
-        self._closing = False
-        self._own(START, "")
+        self._closed = False
+        self._idle = asyncio.Event()  # everything is stored
+        self._own(START)
 
     def record(
         self,
@@ -98,7 +100,7 @@ class Audit:
             log.error("audit.record_unmade", action=str(action)[:50], error=type(error).__name__)
 
     async def run(self) -> None:
-        """Writes until cancelled, or until `close` has been called and everything is stored."""
+        """Writes until cancelled."""
         while True:
             try:
                 async with asyncio.timeout(FOLD_EVERY_S):
@@ -112,18 +114,24 @@ class Audit:
                 await self._store(self._queue[0])
                 self._queue.popleft()
                 waiting.set(len(self._queue))
-            if self._closing:
-                return
+            self._idle.set()
 
-    async def close(self, reason: str = "drained") -> None:
-        """What was counted is told, then a last record says that this chain ends here. `run` returns when all is stored."""
-        if self._closing:
+    async def close(self, *, within: float = 3.0) -> None:
+        """What was counted is told, then a record says that this chain ends here. Comes back when all is stored, or after so
+        many seconds. What still happens until the ports are closed is recorded behind it."""
+        if self._closed:
             return
+        self._closed = True
         for told in self._folding.due(int(self._clock() * 1000), all_of_them=True):
             self._take(told)
-        self._own(STOP, reason)
-        self._closing = True
-        self._wake.set()
+        self._own(STOP)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._idle.wait(), within)
+
+    @property
+    def sequence(self) -> int:
+        """Of the newest record stored."""
+        return self._last.sequence
 
     def check(self) -> str | None:
         """For /readyz: what cannot be recorded must not be done."""
@@ -133,9 +141,9 @@ class Audit:
             return f"the audit trail cannot be written: {self._problem}"
         return None
 
-    def _own(self, action: str, reason: str) -> None:
-        at_ms = int(self._clock() * 1000)
-        self._queue.append(AuditRecord(n=0, at_ms=at_ms, action=action, result=Result.ALLOWED, reason=reason))
+    def _own(self, action: str) -> None:
+        self._queue.append(AuditRecord(n=0, at_ms=int(self._clock() * 1000), action=action, result=Result.ALLOWED))
+        self._idle.clear()
         self._wake.set()
 
     def _take(self, record: AuditRecord) -> None:
@@ -144,6 +152,7 @@ class Audit:
             lost.inc()
             return
         self._queue.append(record)
+        self._idle.clear()
         waiting.set(len(self._queue))
         self._wake.set()
 
