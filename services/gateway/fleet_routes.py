@@ -56,7 +56,7 @@ class FleetRoutes:
         exchange.deed, exchange.target = f"model.{order.op}", f"{order.model}@{node}"
         self._work.check(node, order)
         exchange.tell()  # now: it may last for an hour
-        async with self._streams.opened():
+        async with self._streams.opened(principal):
             try:
                 await self._relay(exchange, node, order, as_stream=as_stream)
             except Draining:

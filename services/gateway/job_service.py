@@ -27,6 +27,7 @@ from services.gateway.context import too_long
 from services.gateway.dialects import NOT_FOUND_JOB
 from services.gateway.fleet import FleetView
 from services.gateway.job_bodies import parse_job
+from services.gateway.limits import Limiter
 from services.gateway.options import MAX_NUM_CTX
 from services.gateway.outlook import ADMISSION_S, QUOTE_S, Outlook
 from services.gateway.predictions import quote_view, too_late
@@ -56,6 +57,7 @@ class JobService:
         fleet: FleetView,
         catalog: Catalog,
         submitter: Submitter,
+        limiter: Limiter,
         readers: Readers | None = None,
         *,
         max_num_ctx: int = MAX_NUM_CTX,
@@ -68,6 +70,7 @@ class JobService:
         self._max_num_ctx = max_num_ctx
         self._journal = Journal(bus)
         self._submitter = submitter
+        self._limiter = limiter
 
     # -- submit --------------------------------------------------------------------------------------------------------
 
@@ -162,13 +165,23 @@ class JobService:
         return entry is not None and entry.facts is not None
 
     async def submit(self, principal: Principal, wish: Wish, key: JobKey, *, keyed: bool) -> Submitted:
-        """Raises Failed: as Submitter.prepare and Submitter.submit, and CONTEXT_LENGTH_EXCEEDED, DEADLINE_UNMEETABLE."""
+        """Raises Failed: as Submitter.prepare, Limiter.reserved and Submitter.submit, and CONTEXT_LENGTH_EXCEEDED,
+        DEADLINE_UNMEETABLE."""
         prepared = self._submitter.prepare(principal, wish)
+        if keyed and principal.accounts:  # who asks again for a job that is there reserves nothing
+            standing = await self._read(key)
+            if standing is not None and standing.facts is not None:
+                return self._submitter.rejoin(key, wish, standing)
         if refusal := self._too_long(prepared.submission, wish):
             await self._refuse(key, prepared, refusal, keyed=keyed)
         if wish.deadline_asked:
             await self._check_deadline(key, prepared, keyed=keyed)
-        return await self._submitter.submit(key, prepared, keyed=keyed)
+        job, context = prepared.submission, self._catalog.model(prepared.submission.model).num_ctx
+        async with self._limiter.reserved(principal, key, job, context=context) as reservation:
+            submitted = await self._submitter.submit(key, prepared, keyed=keyed)
+            if submitted.existing is not None:
+                reservation.unused()
+        return submitted
 
     async def rejoin(self, wish: Wish, key: JobKey) -> Submitted:
         """The job that this wish made earlier under its Idempotency-Key. It writes nothing, so it can begin no other one.

@@ -100,7 +100,10 @@ class JobsRoutes:
         if exchange.method == "HEAD":
             await exchange.respond(200, b"", "text/event-stream; charset=utf-8")
             return
-        async with self._streams.opened(), self._service.watch(key, position, takes_reset=takes_reset) as watch:
+        async with (
+            self._streams.opened(principal),
+            self._service.watch(key, position, takes_reset=takes_reset) as watch,
+        ):
             events = JobEvents(key, watch, self._service.outlook, self._service.fleet, resumed=position != START)
             try:
                 await self._streams.relay(exchange, events.frames(), [(JOB_ID.lower().encode(), key.job.encode())])

@@ -102,7 +102,7 @@ class OpenAiRoutes:
         reader = Reader(key, place or BEGINNING, wanted.wish.include_usage, detached)
         async with (
             _no_job_is_no_place(place),
-            self._streams.opened(),
+            self._streams.opened(principal),
             self._service.watch(key, reader.place.position) as watch,
         ):
             if place is not None:  # who goes on must not begin another answer instead, whatever happens meanwhile
@@ -142,7 +142,7 @@ class OpenAiRoutes:
             await exchange.respond(200, b"", kind, _headers(key))
             return
         reader = Reader(key, place or BEGINNING, job.include_usage, job.detached)
-        async with self._streams.opened(), self._service.watch(key, reader.place.position) as watch:
+        async with self._streams.opened(principal), self._service.watch(key, reader.place.position) as watch:
             with suppress(Disconnected):
                 if streamed:
                     await self._stream(exchange, reader, watch)

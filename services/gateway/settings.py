@@ -4,6 +4,7 @@ from pydantic import Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
 from libs.common.settings import ServiceSettings
+from services.gateway.limits.budgets import OUTPUT_TOKENS
 from services.gateway.options import MAX_NUM_CTX
 
 MIB = 1024 * 1024
@@ -22,4 +23,7 @@ class GatewaySettings(ServiceSettings):
     )
     max_body: int = Field(20 * MIB, ge=1024, le=MAX_BODY, description="largest request body taken")
     max_num_ctx: int = Field(MAX_NUM_CTX, ge=256, description="largest context that a request may ask for, in tokens")
+    output_tokens: int = Field(
+        OUTPUT_TOKENS, ge=1, description="reserved of a client's tokens for a request that sets no limit of its own"
+    )
     drain_grace: float = Field(300.0, ge=0, description="how long open streams may go on after SIGTERM")

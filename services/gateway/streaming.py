@@ -6,8 +6,10 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
 from typing import Any, TypeVar
 
+from libs.common.contracts.clients import Principal
 from services.gateway import metrics
 from services.gateway.http import Disconnected, Exchange
+from services.gateway.limits import Limiter
 from services.gateway.sse import PING
 
 T = TypeVar("T")
@@ -26,7 +28,8 @@ class Draining(Exception):
 class Streams:
     """All open streams of this process."""
 
-    def __init__(self) -> None:
+    def __init__(self, limiter: Limiter) -> None:
+        self._limiter = limiter
         self._ending: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._open = 0
         self._idle = asyncio.Event()
@@ -40,12 +43,14 @@ class Streams:
         await self._idle.wait()
 
     @contextlib.asynccontextmanager
-    async def opened(self) -> AsyncIterator[None]:
+    async def opened(self, principal: Principal) -> AsyncIterator[None]:
+        """Raises Failed: RATE_LIMITED. Raises BusError."""
         self._open += 1
         self._idle.clear()
         metrics.streams_open.set(self._open)
         try:
-            yield
+            async with self._limiter.stream(principal):
+                yield
         finally:
             self._open -= 1
             metrics.streams_open.set(self._open)

@@ -7,9 +7,8 @@ from libs.common.contracts.clients import Limits
 from libs.common.contracts.faults import Code, Fault
 from services.gateway.limits import budgets, rolling
 from services.gateway.limits.budgets import Full, Short, Window
-from services.gateway.limits.keeper import Wait
 from services.gateway.limits.ledger import Ledger
-from services.gateway.limits.rolling import Instant
+from services.gateway.limits.rolling import Instant, Wait
 
 SOON_S = 1.0  # a slot of a stream, or in the queue, may be free at any moment
 

@@ -15,6 +15,7 @@ from libs.common.contracts.clients import Limits
 from libs.common.contracts.jobs import Completion
 from services.gateway.limits.rolling import MINUTE_MS, Instant
 
+OUTPUT_TOKENS = 4096  # reserved for a request that sets no limit of its own (security-and-clients.md A2.4)
 MAX_OPEN = 8_000  # jobs of one account that hold a reservation: about 600 kB of a message's 1 MiB
 # A job whose folder is empty so long after it was reserved for was never stored: a submit gives up within half a minute.
 NEVER_STORED_MINUTES = 2

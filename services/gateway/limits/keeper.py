@@ -16,11 +16,14 @@ from libs.common.contracts.codec import encode
 from libs.common.ids import new_op_id
 from services.gateway.limits import ledger, metrics, rolling, stream_slots
 from services.gateway.limits.ledger import Ledger
-from services.gateway.limits.rolling import LEASE_MS, Instant
+from services.gateway.limits.rolling import LEASE_MS, Instant, Wait
 
 COMMIT_S = 5.0  # then the caller hears that nobody could be asked
 AGAIN_S = 0.05
 CONFLICT_S = 0.002  # times the number of tries, at random: gateways that meet at one ledger go apart
+# Between two commits while others write, too: who has just written knows the ledger, and would be faster than all for ever.
+TURN_S = 0.001
+OTHERS_S = 1.0
 RECHECK_S = 1.0
 
 T = TypeVar("T")
@@ -34,12 +37,6 @@ class Bucket(Protocol):
 
 class Clock(Protocol):
     async def now(self) -> Instant: ...
-
-
-class Wait(NamedTuple):
-    """Nothing is free before that time of the server; 0: nobody knows when."""
-
-    until_ms: int
 
 
 class _Change(NamedTuple):
@@ -87,12 +84,17 @@ class Keeper:
         self._refused: tuple[int, int, float] | None = None  # (limit, until_ms, believed until)
         self._slots = 0  # of streams: what the ledger holds for this gateway, at least
         self._slots_said_at = 0.0
+        self._met_at = float("-inf")  # another gateway at this ledger
 
     # -- requests ------------------------------------------------------------------------------------------------------
 
+    def used(self, limits: Limits) -> None:
+        """Somebody with these limits asks."""
+        self.limits, self.used_at = limits, self._monotonic()
+
     async def take(self, limits: Limits) -> Wait | None:
         """A permit for one request, or when there may be one. Raises BusError."""
-        self.limits, self.used_at = limits, self._monotonic()
+        self.used(limits)
         if self.left:
             self._spent += 1
             return None
@@ -123,7 +125,7 @@ class Keeper:
 
     async def open_stream(self, limits: Limits) -> Wait | None:
         """A slot, or None of them is free. Raises BusError."""
-        self.limits, self.used_at = limits, self._monotonic()
+        self.used(limits)
         if self.streams < self._slots:
             self.streams += 1
             return None
@@ -157,7 +159,8 @@ class Keeper:
 
     @property
     def is_idle(self) -> bool:
-        return not (self._waiting or self._committing or self._slots or self.streams or self.left)
+        is_open = self.ledger is not None and bool(self.ledger.tokens.open)
+        return not (self._waiting or self._committing or self._slots or self.streams or self.left or is_open)
 
     # -- commits -------------------------------------------------------------------------------------------------------
 
@@ -178,6 +181,8 @@ class Keeper:
                     for change in changes:
                         if not change.answer.done():
                             change.answer.set_exception(error)
+                if self._waiting and self._monotonic() - self._met_at < OTHERS_S:
+                    await asyncio.sleep(TURN_S)
         finally:
             self._committing = None
 
@@ -219,7 +224,7 @@ class Keeper:
                     self.account, encode(draft), expected=self._revision, ttl_s=ledger.TTL_S
                 )
             except Conflict:
-                self._revision = None
+                self._revision, self._met_at = None, self._monotonic()
                 return False
             metrics.commits.inc()
             if takers:

@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any
 
 import structlog
 
@@ -14,13 +15,20 @@ from libs.common.bus.buckets import Bucket
 from libs.common.bus.connection import Bus
 from libs.common.bus.failures import BusError
 from libs.common.contracts.clients import Account, Principal
-from libs.common.contracts.faults import Failed
+from libs.common.contracts.codec import Malformed
+from libs.common.contracts.faults import Code, Failed
+from libs.common.contracts.jobs import Submission
+from libs.common.contracts.requests import Kind
 from libs.common.contracts.streams import LIMITS
 from libs.common.contracts.subjects import JobKey
 from libs.common.journal import Journal
-from services.gateway.limits import answers, ledger, metrics
+from services.gateway.limits import answers, budgets, ledger, metrics
+from services.gateway.limits.budgets import OUTPUT_TOKENS, Ask, Full, Short
 from services.gateway.limits.clock import ServerClock
 from services.gateway.limits.keeper import Keeper
+from services.gateway.limits.ledger import Ledger
+from services.gateway.limits.rolling import Instant
+from services.gateway.limits.settling import Settling, pause
 
 log = structlog.get_logger()
 
@@ -31,24 +39,27 @@ FORGET_S = 120.0  # an account that nobody used for so long; its ledger stays in
 class Limiter:
     """`run` must be running."""
 
-    def __init__(self, bus: Bus, keyed: Callable[[str, str, str], JobKey]) -> None:
+    def __init__(
+        self, bus: Bus, keyed: Callable[[str, str, str], JobKey], *, output_tokens: int = OUTPUT_TOKENS
+    ) -> None:
         """`keyed`: the job of a client, a route and an Idempotency-Key."""
         self._keyed = keyed
+        self._output_tokens = output_tokens
         self._journal = Journal(bus)
         self._bucket = Bucket(bus, LIMITS)
         self._clock = ServerClock(bus)
+        self._settling = Settling(bus)
         self._holder = secrets.token_hex(6)
         self._keepers: dict[str, Keeper] = {}
 
     async def run(self) -> None:
-        """Tells the ledgers what is open here, until cancelled."""
-        while True:
-            await asyncio.sleep(LOOK_S)
-            for keeper in list(self._keepers.values()):
-                with contextlib.suppress(BusError):  # the next look says it
-                    await keeper.say_streams()
-                if keeper.is_idle and time.monotonic() - keeper.used_at > FORGET_S:
-                    del self._keepers[keeper.account]
+        """Keeps the ledgers in step with what is open here and with what has ended, until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._settling.run(), name="limits.settling")
+            tasks.create_task(self._say_streams(), name="limits.streams")
+            tasks.create_task(self._sweep(), name="limits.sweep")
+
+    # -- requests ------------------------------------------------------------------------------------------------------
 
     async def admit(self, principal: Principal, *, repeats: tuple[str, str] | None = None) -> None:
         """Counts one request. `repeats`: the route and Idempotency-Key that it comes with: if that job stands already, it is
@@ -69,8 +80,8 @@ class Limiter:
             if account.limits.requests_per_minute:
                 waiting = await self._keeper(principal, account).take(account.limits)
                 if waiting is not None:
-                    fault = answers.too_many_requests(account.name, account.limits, waiting, self._clock.estimate())
-                    raise Failed(fault)
+                    now = self._clock.estimate()
+                    raise Failed(answers.too_many_requests(account.name, account.limits, waiting, now))
 
     def headers(self, principal: Principal) -> answers.Headers:
         """How much is left, as this gateway last heard."""
@@ -83,12 +94,126 @@ class Limiter:
                 states.append((account.limits, ledger.draft(keeper.ledger, now), keeper.left))
         return answers.headers(states, now)
 
+    # -- tokens and waiting jobs ---------------------------------------------------------------------------------------
+
+    @contextlib.asynccontextmanager
+    async def reserved(
+        self, principal: Principal, key: JobKey, job: Submission, *, context: int | None = None
+    ) -> AsyncIterator["Reservation"]:
+        """Room for a job while it is being stored; whoever finds that it was there before says `unused`. `context`: of its
+        model, if known. Raises Failed: RATE_LIMITED, QUOTA_EXHAUSTED, QUEUE_FULL. Raises BusError."""
+        reservation = Reservation(job.op_id)
+        try:
+            for account in _narrow_first(principal):
+                if account.limits.queued or budgets.limits_of(account.limits):
+                    keeper = self._keeper(principal, account)
+                    await self._reserve(keeper, account, key, self._ask(account, key, job, context))
+                    reservation.keepers.append(keeper)
+            yield reservation
+        except Failed as failed:
+            # Whether a job was stored that was not acked, the sweep finds out, as for one whose gateway died.
+            reservation.is_unused = failed.fault.code is not Code.SUBMIT_UNCONFIRMED
+            raise
+        finally:
+            if reservation.is_unused:
+                for keeper in reservation.keepers:
+                    with contextlib.suppress(BusError):
+                        await self._settling.absent(keeper, job.op_id)
+
+    def _ask(self, account: Account, key: JobKey, job: Submission, context: int | None) -> Ask:
+        lives_s = job.deadline_s + job.result_ttl_s
+        if not budgets.limits_of(account.limits):
+            return Ask(job.op_id, key.job, 0, 0, 0, lives_s)
+        room = job.num_ctx or context
+        cap = self._output_tokens if room is None else min(self._output_tokens, max(1, room - job.prompt_tokens))
+        output = 0 if job.kind is Kind.EMBED else job.output_tokens or None
+        return Ask(job.op_id, key.job, job.prompt_tokens, output, cap, lives_s)
+
+    async def _reserve(self, keeper: Keeper, account: Account, key: JobKey, ask: Ask) -> None:
+        def reserve(draft: Ledger, now: Instant) -> tuple[int | Short | Full, bool]:
+            outcome = budgets.reserve(draft.tokens, account.limits, ask)
+            return outcome, isinstance(outcome, int)
+
+        keeper.used(account.limits)
+        await self._settling.expect(keeper, key, ask.op_id)
+        outcome = await keeper.change(reserve)
+        if not isinstance(outcome, int) and await self._settling.sweep(keeper, self._clock.estimate()):
+            outcome = await keeper.change(reserve)
+        match outcome:
+            case Short():
+                metrics.refusals.labels(outcome.window).inc()
+                raise Failed(answers.too_many_tokens(account.name, outcome, self._clock.estimate()))
+            case Full():
+                metrics.refusals.labels("jobs").inc()
+                raise Failed(answers.too_many_jobs(account.name, outcome))
+
+    # -- streams -------------------------------------------------------------------------------------------------------
+
+    @contextlib.asynccontextmanager
+    async def stream(self, principal: Principal) -> AsyncIterator[None]:
+        """A stream's place, while it is open. Raises Failed: RATE_LIMITED. Raises BusError."""
+        opened: list[Keeper] = []
+        try:
+            for account in _narrow_first(principal):
+                if account.limits.open_streams:
+                    keeper = self._keeper(principal, account)
+                    if await keeper.open_stream(account.limits) is not None:
+                        metrics.refusals.labels("streams").inc()
+                        raise Failed(answers.too_many_streams(account.name, account.limits))
+                    opened.append(keeper)
+            yield
+        finally:
+            for keeper in opened:
+                keeper.close_stream()
+
+    # -- upkeep --------------------------------------------------------------------------------------------------------
+
+    async def _say_streams(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_S)
+            keepers = list(self._keepers.values())
+            await asyncio.gather(*(_tried(keeper.say_streams()) for keeper in keepers))
+            metrics.reservations_open.set(sum(len(keeper.ledger.tokens.open) for keeper in keepers if keeper.ledger))
+            for keeper in keepers:
+                if keeper.is_idle and time.monotonic() - keeper.used_at > FORGET_S:
+                    del self._keepers[keeper.account]
+                    self._settling.forget(keeper)
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(pause())
+            await _tried(self._clock.now())
+            for keeper in list(self._keepers.values()):
+                if keeper.ledger is not None and keeper.ledger.tokens.open:
+                    await _tried(self._settling.sweep(keeper, self._clock.estimate()))
+            await self._settling.tidy(self._keepers.values())
+
     def _keeper(self, principal: Principal, account: Account) -> Keeper:
         found = self._keepers.get(account.name)
         if found is None:
             found = Keeper(self._bucket, self._clock, account.name, principal.client, self._holder)
             self._keepers[account.name] = found
         return found
+
+
+class Reservation:
+    """`keepers`: where it stands. Nothing of it is settled here once its job is stored."""
+
+    def __init__(self, op_id: str) -> None:
+        self.op_id = op_id
+        self.keepers: list[Keeper] = []
+        self.is_unused = False
+
+    def unused(self) -> None:
+        self.is_unused = True
+
+
+async def _tried(work: Coroutine[Any, Any, object]) -> None:
+    """What does not succeed now, the next round does."""
+    try:
+        await work
+    except (BusError, Malformed) as error:
+        log.warning("limits.later", error=str(error))
 
 
 def _narrow_first(principal: Principal) -> list[Account]:

@@ -24,6 +24,12 @@ class Instant(NamedTuple):
     latest: int
 
 
+class Wait(NamedTuple):
+    """Nothing is free before that time of the server; 0: nobody knows when."""
+
+    until_ms: int
+
+
 class Spent(NamedTuple):
     """What was spent of leases of one second; `at_ms` is the latest of them."""
 

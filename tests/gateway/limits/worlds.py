@@ -103,4 +103,4 @@ class World:
 
 def no_pauses() -> None:
     """Nothing here takes time, so nothing has to be waited for."""
-    keeper.CONFLICT_S = keeper.AGAIN_S = 0.0
+    keeper.CONFLICT_S = keeper.AGAIN_S = keeper.TURN_S = 0.0

@@ -1,0 +1,195 @@
+"""Tokens of a minute, a day and a month, function by function."""
+
+from datetime import UTC, datetime
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from libs.common.contracts.clients import Limits
+from libs.common.contracts.jobs import Completion, Submission, Usage
+from libs.common.contracts.requests import Kind
+from libs.common.states import JobState
+from services.gateway.limits import budgets
+from services.gateway.limits.budgets import Ask, Budgets, Full, Open, Short, Window
+from services.gateway.limits.rolling import Instant
+
+MINUTE = 60_000
+
+
+def instant(text: str) -> Instant:
+    ms = int(datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp() * 1000)
+    return Instant(ms, ms + 3)
+
+
+def at(text: str) -> Budgets:
+    made = Budgets()
+    budgets.roll(made, instant(text))
+    return made
+
+
+def ask(op: str, prompt: int = 10, output: int | None = 90, *, cap: int = 1000, lives_s: float = 3600) -> Ask:
+    return Ask(op, f"job_{op}", prompt, output, cap, lives_s)
+
+
+ALL = Limits(tokens_per_minute=250, tokens_per_day=1000, tokens_per_month=5000)
+
+
+def test_what_a_job_may_cost_is_taken_from_all_windows_and_the_first_that_is_short_refuses() -> None:
+    made = at("2026-11-23T12:00:30")
+    assert [budgets.reserve(made, ALL, ask(op)) for op in "ab"] == [100, 100]
+    assert (made.minute, made.day, made.month) == (200, 200, 200)
+    until = int(datetime(2026, 11, 23, 12, 1, tzinfo=UTC).timestamp() * 1000)
+    assert budgets.reserve(made, ALL, ask("c")) == Short(Window.MINUTE, until, 100, 50, 250)
+    assert budgets.reserve(made, ALL, ask("d", 10, 40)) == 50
+    assert made.minute == 250
+
+
+def test_a_reservation_made_twice_counts_once() -> None:
+    made = at("2026-11-23T12:00:30")
+    assert [budgets.reserve(made, ALL, ask("a")) for _ in range(3)] == [100, 100, 100]
+    assert made.day == 100
+
+
+def test_an_answer_without_a_known_end_takes_the_cap_or_alone_what_is_left() -> None:
+    made, limits = at("2026-11-23T12:00:30"), Limits(tokens_per_day=1500)
+    assert budgets.reserve(made, limits, ask("a", 10, None)) == 1010
+    short = budgets.reserve(made, limits, ask("b", 10, None))
+    assert isinstance(short, Short), "another one could overshoot as well"
+    assert (short.asked, short.left) == (1010, 490)
+    budgets.settle(made, "a", 1300)
+    assert budgets.reserve(made, limits, ask("c", 10, None)) == 200
+    budgets.settle(made, "c", 195)
+    assert isinstance(budgets.reserve(made, limits, ask("d", 10, None)), Short), "not even its prompt fits"
+
+
+def test_an_embedding_reserves_its_prompt() -> None:
+    made = at("2026-11-23T12:00:30")
+    assert budgets.reserve(made, ALL, ask("a", 30, 0)) == 30
+
+
+@pytest.mark.parametrize(
+    ("then", "left"),
+    [
+        ("2026-11-23T12:00:59.999", (40, 40, 40)),
+        ("2026-11-23T12:01:00", (0, 40, 40)),
+        ("2026-11-24T00:00:00", (0, 0, 40)),
+        ("2026-12-01T00:00:00", (0, 0, 0)),
+        ("2027-11-23T12:00:30", (0, 0, 0)),
+    ],
+)
+def test_a_job_is_settled_in_the_windows_that_it_was_reserved_in(then: str, left: tuple[int, int, int]) -> None:
+    made = at("2026-11-23T12:00:30")
+    budgets.reserve(made, ALL, ask("a"))
+    budgets.roll(made, instant(then))
+    assert budgets.settle(made, "a", 40)
+    assert (made.minute, made.day, made.month) == left
+    assert not budgets.settle(made, "a", 40), "twice is once"
+    assert (made.minute, made.day, made.month) == left
+
+
+def test_the_same_day_of_another_month_and_the_same_month_of_another_year_are_others() -> None:
+    made = at("2026-11-23T12:00:30")
+    budgets.reserve(made, ALL, ask("a"))
+    budgets.roll(made, instant("2027-11-23T12:00:30"))
+    assert made.month == 0
+
+
+def test_time_that_goes_back_opens_no_window_anew() -> None:
+    made = at("2026-11-24T00:00:01")
+    budgets.reserve(made, ALL, ask("a"))
+    budgets.roll(made, instant("2026-11-23T23:59:59"))
+    assert (made.minute, made.day) == (100, 100)
+    budgets.roll(made, instant("2026-11-24T00:00:30"))
+    assert (made.minute, made.day) == (100, 100)
+
+
+def test_a_job_of_which_nobody_knows_any_more_cost_what_was_reserved() -> None:
+    made = at("2026-11-23T12:00:30")
+    budgets.reserve(made, ALL, ask("a"))
+    assert budgets.settle(made, "a", None)
+    assert (made.day, made.open) == (100, {})
+
+
+def test_so_many_jobs_may_wait_and_what_a_node_has_does_not() -> None:
+    made, limits = at("2026-11-23T12:00:30"), Limits(queued=2)
+    asks = [ask(op, 0, 0) for op in "abc"]
+    assert [budgets.reserve(made, limits, each) for each in asks] == [0, 0, Full(2)]
+    assert budgets.started(made, "a")
+    assert not budgets.started(made, "a")
+    assert "a" not in made.open, "without tokens nothing is left to settle"
+    assert budgets.reserve(made, limits, asks[2]) == 0
+    both = Limits(queued=2, tokens_per_day=1000)
+    made = at("2026-11-23T12:00:30")
+    budgets.reserve(made, both, ask("a"))
+    assert budgets.started(made, "a")
+    assert made.open["a"] == Open("job_a", 100, made.now, made.now + 60, waits=False)
+
+
+def test_there_is_an_end_to_what_one_record_can_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(budgets, "MAX_OPEN", 2)
+    made = at("2026-11-23T12:00:30")
+    limits = Limits(tokens_per_month=10**9)
+    assert [budgets.reserve(made, limits, ask(op)) for op in "abc"] == [100, 100, Full(2)]
+
+
+def test_when_windows_end() -> None:
+    minute = instant("2026-12-31T23:59:10").earliest // MINUTE
+    midnight = int(datetime(2027, 1, 1, tzinfo=UTC).timestamp() * 1000)
+    assert [budgets.ends_ms(minute, window) for window in Window] == [midnight] * 3
+    minute = instant("2026-01-31T10:00:00").earliest // MINUTE
+    assert budgets.ends_ms(minute, Window.DAY) == instant("2026-02-01T00:00:00").earliest
+    assert budgets.ends_ms(minute, Window.MONTH) == instant("2026-02-01T00:00:00").earliest
+
+
+def done(**more: object) -> Completion:
+    job = Submission(
+        op_id="a", kind=Kind.CHAT, model="m", route="/jobs", deadline_s=1, result_ttl_s=1, size=1, digest="", prompt_tokens=50
+    )  # fmt: skip
+    fields = {"op_id": "x", "job": job, "submitted": 1, "created_ms": 0, "state": JobState.CANCELLED, "epoch": 1}
+    return Completion(**(fields | {"finished_ms": 2} | more))  # type: ignore[arg-type]
+
+
+def test_what_a_job_cost() -> None:
+    assert budgets.cost(done(usage=Usage(prompt_tokens=7, completion_tokens=5))) == 12
+    assert budgets.cost(done(log_size=200)) == 0, "it never ran"
+    assert budgets.cost(done(started_ms=1, log_size=1600)) == 150, "cut off: what it had written is not free"
+
+
+@given(
+    limit=st.integers(1, 2000),
+    steps=st.lists(
+        st.tuples(
+            st.sampled_from(["reserve", "settle"]), st.integers(0, 9), st.integers(0, 500), st.none() | st.integers(0, 500),
+            st.sampled_from([0, 1, 59, 61, 3600, 86_400]),
+        ),
+        max_size=50,
+    ),
+)  # fmt: skip
+def test_sums_are_those_of_the_jobs_and_never_negative_and_over_the_limit_only_by_what_a_job_took_too_much(
+    limit: int, steps: list[tuple[str, int, int, int | None, int]]
+) -> None:
+    made, now = Budgets(), instant("2026-11-30T12:00:30").earliest
+    limits = Limits(tokens_per_day=limit)
+    counted: dict[str, tuple[int, int, bool]] = {}  # op → (minute, tokens, open)
+    excess = 0
+    for number, (what, which, prompt, other, later_s) in enumerate(steps):
+        now += later_s * 1000
+        budgets.roll(made, Instant(now, now))
+        if what == "reserve":
+            got = budgets.reserve(made, limits, ask(f"op{number}", prompt, other, cap=300))
+            if isinstance(got, int):
+                counted[f"op{number}"] = (made.now, got, True)
+        else:
+            still_open = [op for op, (_, _, is_open) in counted.items() if is_open]
+            if still_open:
+                op = still_open[which % len(still_open)]
+                minute, tokens, _ = counted[op]
+                assert budgets.settle(made, op, other)
+                counted[op] = (minute, tokens if other is None else other, False)
+                excess += max(0, (other or 0) - tokens)
+        for mine, same in ((made.minute, 1), (made.day, 1440)):
+            assert mine == sum(tokens for minute, tokens, _ in counted.values() if minute // same == made.now // same)
+            assert mine >= 0
+        assert made.day <= limit + excess
+        assert set(made.open) == {op for op, (_, _, is_open) in counted.items() if is_open}
