@@ -55,8 +55,8 @@ class FleetRoutes:
         as_stream = _as_stream(exchange)
         exchange.deed, exchange.target = f"model.{order.op}", f"{order.model}@{node}"
         self._work.check(node, order)
-        exchange.tell()  # now: it may last for an hour
         async with self._streams.opened(principal):
+            exchange.tell()  # now: it may last for an hour
             try:
                 await self._relay(exchange, node, order, as_stream=as_stream)
             except Draining:
