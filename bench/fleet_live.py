@@ -13,7 +13,6 @@ import argparse
 import asyncio
 import contextlib
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -25,6 +24,7 @@ from typing import Any, NamedTuple
 import aiohttp
 import msgspec
 
+from bench.stack import running_stack
 from libs.common.contracts.nodes import canonical_model
 
 PORT = 28900
@@ -132,28 +132,6 @@ async def _answers(session: aiohttp.ClientSession, url: str) -> None:
     raise RuntimeError(f"{url} does not answer")
 
 
-@contextlib.asynccontextmanager
-async def arriero_running(folder: Path, nodes: list[Node]) -> AsyncIterator[dict[str, Any]]:
-    home = folder / "home"
-    environment = os.environ | {"ARRIERO_HOME": str(home), "ARRIERO_WORKER_VRAM": f"{VRAM_GB}GB"}
-    with (folder / "arriero.log").open("wb") as said:
-        arriero = await asyncio.create_subprocess_exec(
-            *[sys.executable, "-m", "libs.cli", "up", "--port-base", str(PORT), "--nodes", ",".join(n.url for n in nodes),
-              "--slots", str(SLOTS), "--no-demo", "--log-level", "info"],
-            env=environment, stdout=said, stderr=said,
-        )  # fmt: skip
-    try:
-        while not (home / "up.json").exists():
-            if arriero.returncode is not None:
-                raise RuntimeError((folder / "arriero.log").read_text()[-2000:])
-            await asyncio.sleep(0.1)
-        yield json.loads((home / "up.json").read_text())
-    finally:
-        if arriero.returncode is None:
-            arriero.terminate()
-            await asyncio.wait_for(arriero.wait(), 60)
-
-
 async def answer(session: aiohttp.ClientSession, url: str, job: Job, key: str | None) -> float:
     """The moment (monotonic) of its first token; the whole answer is read."""
     messages = [{"role": "user", "content": job.prompt}]
@@ -204,7 +182,12 @@ async def run(rule: str, jobs: list[Job], speed: float, folder: Path) -> dict[st
                 connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=JOB_S), read_bufsize=2**20
             )
         )
-        up = await stack.enter_async_context(arriero_running(folder, nodes)) if rule == "arriero" else None
+        up = await stack.enter_async_context(
+            running_stack(
+                folder, PORT, "--nodes", ",".join(node.url for node in nodes), "--slots", str(SLOTS),
+                ARRIERO_WORKER_VRAM=f"{VRAM_GB}GB",
+            )
+        ) if rule == "arriero" else None  # fmt: skip
         began = time.monotonic() + 0.5
 
         async def one(number: int, job: Job) -> None:

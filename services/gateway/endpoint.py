@@ -127,17 +127,16 @@ class Endpoint:
 
 
 async def _answer_lapsed(exchange: Exchange, reason: str) -> None:
-    """The connection ends, and soon, also that of a client that reads nothing."""
+    """Soon, also when the client reads nothing: its connection is cut then."""
     exchange.closing = True
+    fault = Fault(code=Code.UNAUTHENTICATED, message=f"The request was ended: {reason}.")
     try:
         async with asyncio.timeout(GOODBYE_S):
-            fault = Fault(code=Code.UNAUTHENTICATED, message=f"The request was ended: {reason}.")
             await answer_fault(exchange, fault)
-    except (TimeoutError, RuntimeError, OSError):  # its answer was complete already, or the client is gone
+    except TimeoutError:
+        await exchange.abort()
+    except (RuntimeError, OSError):  # its answer was complete already, or the client is gone
         pass
-    finally:
-        if exchange.started:
-            await exchange.abort()
 
 
 async def answer_fault(exchange: Exchange, fault: Fault, headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
