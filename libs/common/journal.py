@@ -90,6 +90,17 @@ class Journal:
             pieces.append(stored.data)
         return b"".join(pieces)
 
+    async def body_from(self, key: JobKey, entry: Entry, offset: int) -> bytes | None:
+        """The record's body from there on, up to its end or that of one part; None when that part is gone. Raises BusError."""
+        parts = entry.facts.parts if entry.facts else None
+        if parts is None:
+            return entry.body[offset:]
+        n, within = divmod(offset, PART_SIZE)
+        if n >= parts.count:
+            return b""
+        stored = await self._bus.last(JOBS, subjects.part(key, parts.op_id, n))
+        return None if stored is None else stored.data[within:]
+
     async def cancel_mark(self, key: JobKey) -> CancelMark | None:
         stored = await self._bus.last(JOBS, subjects.cancel_mark(key))
         facts = stored.headers.get(FACTS) if stored else None

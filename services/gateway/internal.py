@@ -1,4 +1,4 @@
-"""`api.<client>.submit|get|cancel|list`: the same jobs for internal services over NATS (docs/nats.md).
+"""`api.<client>.submit|get|read|cancel|list`: the same jobs for internal services over NATS (docs/nats.md).
 
 The owner is the subject's; NATS lets a user publish only under its own name. Answers go only to that client's inboxes: a
 reply subject somebody else chose could aim an answer at a stream that others read.
@@ -16,9 +16,10 @@ import structlog
 from libs.common.bus.connection import Bus, Message, Subscription
 from libs.common.bus.failures import BusError
 from libs.common.contracts import subjects
-from libs.common.contracts.api import Answer, decode_cancel, decode_get, decode_list, decode_submit
+from libs.common.contracts.api import Answer, decode_cancel, decode_get, decode_list, decode_read, decode_submit
 from libs.common.contracts.clients import Principal, Scope
 from libs.common.contracts.codec import Decoder, Malformed, encode
+from libs.common.contracts.events import START, Position
 from libs.common.contracts.faults import Code, Failed, Fault, failed
 from services.gateway.credentials import Credentials, require
 from services.gateway.intake import Intake
@@ -38,7 +39,8 @@ MAX_ANSWER = 1024 * 1024 - 4096  # nats-server's default max_payload, less what 
 MAX_JOB = MAX_ANSWER  # the envelope goes around it, too
 MAX_CALLS_PER_CLIENT = 500  # of the bus's MAX_HANDLERS
 SCOPES = {
-    "submit": Scope.JOBS_WRITE, "get": Scope.JOBS_READ, "list": Scope.JOBS_READ, "cancel": Scope.JOBS_CANCEL,
+    "submit": Scope.JOBS_WRITE, "get": Scope.JOBS_READ, "read": Scope.JOBS_READ, "list": Scope.JOBS_READ,
+    "cancel": Scope.JOBS_CANCEL,
 }  # fmt: skip
 
 
@@ -117,7 +119,8 @@ class InternalApi:
                 raise
 
     async def _call(self, principal: Principal, verb: str, payload: bytes) -> object:
-        if verb not in ("submit", "cancel"):  # a submit may be a repetition; a cancel takes work away
+        # A submit may be a repetition; a cancel takes work away; of the reads of a stream the first counts.
+        if verb not in ("submit", "cancel", "read"):
             await self._limiter.admit(principal)
         match verb:
             case "submit":
@@ -134,8 +137,17 @@ class InternalApi:
             case "get":
                 get = _asked(decode_get, payload)
                 return await self._service.get(principal, get.id, wait_s=get.wait_s)
+            case "read":
+                read = _asked(decode_read, payload)
+                if read.epoch < 0 or read.offset < 0:
+                    raise failed(Code.INVALID_REQUEST, "epoch and offset are not negative")
+                place = Position(read.epoch, read.offset)
+                if place == START and read.wait_s <= 0:
+                    await self._limiter.admit(principal)
+                return await self._service.read(principal, read.id, place, wait_s=read.wait_s)
             case "cancel":
-                return await self._service.cancel(principal, _asked(decode_cancel, payload).id)
+                cancel = _asked(decode_cancel, payload)
+                return await self._service.cancel(principal, cancel.id, keep=cancel.keep)
         page = _asked(decode_list, payload)
         found = await list_jobs(self._bus, principal.client, cursor=page.cursor, limit=page.limit, state=page.state)
         return {"jobs": found.rows, "cursor": found.cursor}

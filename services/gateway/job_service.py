@@ -11,6 +11,7 @@ import structlog
 from libs.common.bus.connection import Bus
 from libs.common.bus.failures import BusError
 from libs.common.contracts import subjects
+from libs.common.contracts.api import Piece
 from libs.common.contracts.clients import Principal
 from libs.common.contracts.codec import Malformed, encode
 from libs.common.contracts.control import Erase, decode_erase_answer
@@ -32,6 +33,7 @@ from services.gateway.options import MAX_NUM_CTX
 from services.gateway.outlook import ADMISSION_S, QUOTE_S, Outlook
 from services.gateway.predictions import quote_view, too_late
 from services.gateway.readers import Readers
+from services.gateway.reading import LogReader
 from services.gateway.submission import Prepared, Submitted, Submitter
 from services.gateway.view import job_view
 from services.gateway.watch import Log, Watch
@@ -69,6 +71,7 @@ class JobService:
         self.outlook = Outlook(bus)
         self._max_num_ctx = max_num_ctx
         self._journal = Journal(bus)
+        self._log_reader = LogReader(bus)
         self._submitter = submitter
         self._limiter = limiter
 
@@ -225,6 +228,19 @@ class JobService:
             entry = await self._find(key)
         return await self._view(key, entry, explain=explain)
 
+    async def read(self, principal: Principal, job: str, position: Position, *, wait_s: float = 0.0) -> Piece:
+        """What stands in the log from there on, as much as one look gives; with `wait_s`, when the job has ended, or then.
+        Raises Failed.
+
+        While it waits it is a reader of the job from that position on, whom the router hears when the worker dies.
+        """
+        key = self.key(principal, job)
+        entry = await self.newest(key)
+        if wait_s > 0 and not entry.final:
+            await self._wait_for_end(key, min(wait_s, MAX_WAIT_S), position)
+            entry = await self.newest(key)
+        return await self._log_reader.piece(key, entry, position, running=self._is_running(key, entry))
+
     async def newest(self, key: JobKey) -> Entry:
         """From the leader. Raises Failed: JOB_NOT_FOUND, UNAVAILABLE."""
         entry = await self._read(key)
@@ -254,17 +270,23 @@ class JobService:
 
     async def _view(self, key: JobKey, entry: Entry, *, explain: bool = False) -> dict[str, Any]:
         facts = entry.facts
-        log_bytes, running, place = None, False, None
+        log_bytes, place = None, None
         try:
             if isinstance(facts, Completion):
                 log_bytes = await self._journal.body(key, entry)
-            elif isinstance(facts, Binding) and facts.node is not None:
-                running = self.fleet.working(facts.node, key.client, key.job, facts.epoch)
-            else:
+            elif not isinstance(facts, Binding) or facts.node is None:
                 place = await self.outlook.place(key)
         except BusError as error:
             raise _away(error) from error
-        return job_view(key.job, entry, log=log_bytes, running=running, place=place, explain=explain)
+        return job_view(
+            key.job, entry, log=log_bytes, running=self._is_running(key, entry), place=place, explain=explain
+        )
+
+    def _is_running(self, key: JobKey, entry: Entry) -> bool:
+        facts = entry.facts
+        if not isinstance(facts, Binding) or facts.node is None:
+            return False
+        return self.fleet.working(facts.node, key.client, key.job, facts.epoch)
 
     @contextlib.asynccontextmanager
     async def watch(
@@ -275,11 +297,11 @@ class JobService:
             async with Watch(self.bus, key, position, takes_reset=takes_reset) as watch:
                 yield watch
 
-    async def _wait_for_end(self, key: JobKey, seconds: float) -> None:
+    async def _wait_for_end(self, key: JobKey, seconds: float, position: Position = START) -> None:
         with contextlib.suppress(TimeoutError):
             async with (
                 asyncio.timeout(seconds),
-                self.watch(key, takes_reset=True) as watch,
+                self.watch(key, position, takes_reset=True) as watch,
                 contextlib.aclosing(watch.items()) as items,
             ):
                 async for item in items:
@@ -288,13 +310,17 @@ class JobService:
 
     # -- cancel and erase ----------------------------------------------------------------------------------------------
 
-    async def cancel(self, principal: Principal, job: str, reason: str = "cancelled by its owner") -> dict[str, Any]:
-        """Cancel, or erase when finished. Raises Failed.
+    async def cancel(
+        self, principal: Principal, job: str, reason: str = "cancelled by its owner", *, keep: bool = False
+    ) -> dict[str, Any]:
+        """Cancel, or erase when finished, unless `keep`. Raises Failed.
 
         The answer says what came of it: `state` final if it ended at once, `"erased": true`, or `"cancelling": true`.
         """
         key = self.key(principal, job)
         entry = await self.newest(key)
+        if isinstance(entry.facts, Completion) and keep:
+            return await self._view(key, entry)
         if isinstance(entry.facts, Completion):
             await self._erase(key, entry)
             return {"id": job, "state": str(entry.facts.state), "erased": True}

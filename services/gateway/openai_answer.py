@@ -9,9 +9,9 @@ import msgspec
 from libs.common.contracts.codec import encode
 from libs.common.contracts.events import End, Event, Position, parse_position
 from libs.common.contracts.faults import Code, Fault
+from libs.common.folding import Answer
 from libs.common.states import JobState
 from services.gateway.dialects import openai_error
-from services.gateway.folding import Answer
 
 _FINISH = {"stop": "stop", "length": "length"}
 DONE = b"[DONE]"

@@ -14,10 +14,10 @@ from libs.common.contracts.faults import Code, Failed, failed
 from libs.common.contracts.headers import DETACH, IDEMPOTENCY_KEY, JOB_ID
 from libs.common.contracts.nodes import canonical_model
 from libs.common.contracts.subjects import JobKey
+from libs.common.folding import Answer
 from services.gateway import metrics
 from services.gateway.dialects import NOT_FOUND_JOB
 from services.gateway.endpoint import Reach, RouteSpec
-from services.gateway.folding import Answer
 from services.gateway.http import Disconnected, Exchange
 from services.gateway.intake import Intake, Share
 from services.gateway.job_service import JobService, facts_of_job

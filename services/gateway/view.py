@@ -8,9 +8,9 @@ import msgspec
 from libs.common.contracts.control import PlaceAnswer
 from libs.common.contracts.jobs import Attempt, Binding, Completion, Submission
 from libs.common.folder import Entry, Facts
+from libs.common.folding import fold
 from libs.common.states import JobState
 from services.gateway.dialects import public
-from services.gateway.folding import fold
 from services.gateway.predictions import decision_view, place_view
 
 
@@ -36,7 +36,7 @@ def job_view(
         "id": job,
         "kind": str(submission.kind),
         "model": submission.model,
-        "state": str(_state(facts, running)),
+        "state": str(state_of(facts, running)),
         "priority": str(submission.priority),
         "node": None,
         "epoch": None,
@@ -87,7 +87,7 @@ def row(job: str, facts: Facts, at_ms: int) -> dict[str, Any]:
     }
 
 
-def _state(facts: Facts, running: bool) -> JobState:
+def state_of(facts: Facts, running: bool) -> JobState:
     if isinstance(facts, Completion):
         return facts.state
     if isinstance(facts, Binding) and facts.node is not None:

@@ -25,8 +25,8 @@ from libs.common.contracts.jobs import Binding, Completion, Submission, decode_h
 from libs.common.contracts.subjects import JobKey
 from libs.common.folder import Entry, Facts
 from libs.common.journal import Journal
+from libs.common.positions import Assembler, carry
 from services.gateway.dialects import NOT_FOUND_JOB
-from services.gateway.positions import Assembler, carry
 from services.gateway.sse import END_PREFIX
 
 log = structlog.get_logger()

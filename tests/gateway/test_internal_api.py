@@ -9,14 +9,16 @@ import pytest
 
 from libs.common.bus.connection import Bus, Message
 from libs.common.bus.failures import Away
-from libs.common.contracts.api import decode_answer
-from libs.common.contracts.clients import DEFAULT_SCOPES, Client, Policy, Scope
+from libs.common.contracts.api import decode_answer, decode_piece
+from libs.common.contracts.clients import DEFAULT_SCOPES, Client, Limits, Policy, Scope
 from libs.common.contracts.codec import encode
+from libs.common.contracts.events import frame
 from libs.common.contracts.faults import Code
+from libs.common.contracts.jobs import PastEpoch
 from libs.common.contracts.requests import Priority
 from libs.common.contracts.subjects import JobKey
 from libs.common.journal import Journal
-from services.gateway import internal, job_service
+from services.gateway import internal, job_service, reading
 from tests.gateway.conftest import adopt
 from tests.gateway.running import MODEL, Gateway
 from tests.gateway.scripted import END, Script, events
@@ -24,6 +26,7 @@ from tests.support.nats_server import NatsServer, connected
 from tests.support.waiting import eventually
 
 JOB = {"model": MODEL, "prompt": "hi"}
+ONE, TWO = events("one "), events("zwö ")
 
 
 class Service:
@@ -84,8 +87,129 @@ async def test_a_job_is_cancelled_and_when_finished_erased(
     assert await Journal(bus).cancel_mark(JobKey("alice", job)) is not None
     script = await adopt(bus, job)
     await script.finish(END)
+    kept = await service.ok("cancel", {"id": job, "keep": True})
+    assert (kept["state"], "cancelling" in kept, kept["result"]["done"]) == ("succeeded", False, True)
     assert await service.ok("cancel", {"id": job}) == {"id": job, "state": "succeeded", "erased": True}
     assert (await service.fault("get", {"id": job}))["code"] == Code.JOB_NOT_FOUND
+
+
+async def piece(
+    service: Service, job: str, epoch: int = 0, offset: int = 0, **more: Any
+) -> tuple[str, int, int | None, bytes]:
+    """(state, epoch, offset, log)."""
+    found = decode_piece(json.dumps(await service.ok("read", {"id": job, "epoch": epoch, "offset": offset} | more)))
+    return found.state, found.epoch, found.offset, found.log
+
+
+async def test_the_log_of_a_job_is_read_from_any_place_while_it_runs_and_after(service: Service, bus: Bus) -> None:
+    """What a service missed of the live chunks, it reads here; at the end of what there is, nothing."""
+    job = (await service.ok("submit", {"job": JOB}))["id"]
+    assert await piece(service, job) == ("queued", 0, None, b"")
+    script = await adopt(bus, job)
+    async with script.answering():
+        epoch = await script.bind()
+        await script.write(ONE, TWO, live=False)
+        assert await piece(service, job) == ("bound", epoch, 0, ONE + TWO)
+        assert await piece(service, job, epoch, 5) == ("bound", epoch, 5, (ONE + TWO)[5:])
+        assert await piece(service, job, epoch, len(ONE + TWO)) == ("bound", epoch, len(ONE + TWO), b"")
+        assert await piece(service, job, epoch, 999) == ("bound", epoch, 999, b"")
+        whole = await script.finish()
+    assert await piece(service, job) == ("succeeded", epoch, 0, whole)
+    assert await piece(service, job, epoch, 5) == ("succeeded", epoch, 5, whole[5:])
+
+
+async def test_a_place_in_an_earlier_epoch_is_the_same_up_to_its_base_and_no_further(
+    service: Service, bus: Bus
+) -> None:
+    job = (await service.ok("submit", {"job": JOB}))["id"]
+    script = await adopt(bus, job)
+    first = await script.bind()
+    second = await script.requeue(past=(PastEpoch(epoch=first),))
+    answer = await service.ok("read", {"id": job, "epoch": first, "offset": 3})
+    assert answer == {"state": "queued", "epoch": second, "lineage": [{"epoch": first}]}, "not fixed yet"
+
+    past = (PastEpoch(epoch=first, base=len(ONE)), PastEpoch(epoch=second, base=len(ONE)))
+    third = await script.bind(carried=ONE, past=past)
+    assert await piece(service, job, first, 3) == ("bound", third, 3, ONE[3:]), (
+        "the worker need not answer for what was carried"
+    )
+    assert await piece(service, job, first, len(ONE) + 1) == ("bound", third, None, b"")
+    assert await piece(service, job, third + 7, 3) == ("bound", third, None, b""), (
+        "the answer is older than the question"
+    )
+    async with script.answering():
+        await script.write(TWO, live=False)
+        assert await piece(service, job, first, len(ONE)) == ("bound", third, len(ONE), TWO)
+        whole = await script.finish()
+    assert await piece(service, job, first, len(ONE)) == ("succeeded", third, len(ONE), whole[len(ONE) :])
+    assert await piece(service, job, first, len(ONE) + 1) == ("succeeded", third, None, b"")
+
+
+async def test_a_worker_that_is_silent_costs_nothing_but_time(
+    service: Service, bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "WORKER_S", 0.1)
+    job = (await service.ok("submit", {"job": JOB}))["id"]
+    script = await adopt(bus, job)
+    epoch = await script.bind()
+    assert await piece(service, job) == ("bound", epoch, 0, b""), "nobody is there"
+    async with script.answering():
+        await script.write(ONE, live=False)
+        script.silent = True
+        assert await piece(service, job) == ("bound", epoch, 0, b"")
+
+
+@pytest.mark.parametrize("size", [1000, 700_000, 3_000_000])
+async def test_a_log_larger_than_a_message_is_read_in_pieces(service: Service, bus: Bus, size: int) -> None:
+    """Of a record in one message and of one in parts, inside an event too."""
+    job = (await service.ok("submit", {"job": JOB}))["id"]
+    script = await adopt(bus, job)
+    epoch = await script.bind()
+    whole = await script.finish(events("é" * (size // 2)) + END)
+    log = b""
+    while len(log) < len(whole):
+        _, _, offset, more = await piece(service, job, epoch, len(log))
+        assert offset == len(log)
+        assert 0 < len(more) <= 256 * 1024
+        log += more
+    assert log == whole
+    assert await piece(service, job, epoch, len(whole) + 5) == ("succeeded", epoch, len(whole) + 5, b"")
+
+
+async def test_of_the_reads_of_a_stream_only_the_first_is_a_request_of_the_clients_limit(
+    service: Service, bus: Bus
+) -> None:
+    """Over HTTP a stream is one request, however often it has to be repaired."""
+    job = (await service.ok("submit", {"job": JOB}))["id"]
+    policy = Policy(limits=Limits(requests_per_minute=1))
+    await bus.append("$KV.clients.client.alice", encode(Client(id="alice", name="alice", policy=policy)))
+
+    async def used_up() -> bool:
+        return bool((await service.ask("list")).get("fault", {}).get("code") == Code.RATE_LIMITED)
+
+    await eventually(used_up)
+    assert (await service.fault("read", {"id": job}))["code"] == Code.RATE_LIMITED
+    for _ in range(5):
+        await service.ok("read", {"id": job, "epoch": 1, "offset": 1})
+        await service.ok("read", {"id": job, "wait_s": 0.001})
+
+
+async def test_who_waits_for_more_of_the_log_is_a_reader_that_the_router_hears(service: Service, bus: Bus) -> None:
+    """A service that reads chunks itself has no subscription for the router's question: the gateway answers for it."""
+    job = (await service.ok("submit", {"job": JOB}))["id"]
+    script = await adopt(bus, job)
+    async with script.answering():
+        epoch = await script.bind()
+        await script.write(ONE)
+        waiting = asyncio.create_task(piece(service, job, epoch, len(ONE), wait_s=20))
+        await eventually(lambda: len(script.reads) == 2)
+        assert min(script.reads) == len(ONE) - 1, "from there on: nothing of what was seen is read again"
+        await script.write(TWO)
+        await piece(service, job)  # when this has been answered, the gateway has dealt with the chunk
+        assert await script.freeze(epoch) == frame(len(ONE), TWO)
+        assert not waiting.done()
+        whole = await script.finish()
+        assert await waiting == ("succeeded", epoch, len(ONE), whole[len(ONE) :])
 
 
 async def test_jobs_are_listed_page_by_page(service: Service, bus: Bus) -> None:
@@ -127,6 +251,12 @@ async def test_the_same_key_gives_the_same_job_and_another_body_is_refused(servi
         ("get", {"id": ">"}, Code.JOB_NOT_FOUND, None),
         ("get", {}, Code.INVALID_REQUEST, None),
         ("get", {"id": "x", "wait_s": "long"}, Code.INVALID_REQUEST, None),
+        ("read", {"id": "x", "wait_s": "long"}, Code.INVALID_REQUEST, None),
+        ("read", {"id": "job_nothere"}, Code.JOB_NOT_FOUND, None),
+        ("read", {"id": ">"}, Code.JOB_NOT_FOUND, None),
+        ("read", {}, Code.INVALID_REQUEST, None),
+        ("read", {"id": "x", "offset": -1}, Code.INVALID_REQUEST, None),
+        ("read", {"id": "x", "epoch": "7"}, Code.INVALID_REQUEST, None),
         ("cancel", {"id": "job_nothere"}, Code.JOB_NOT_FOUND, None),
         ("cancel", {"id": 7}, Code.INVALID_REQUEST, None),
         ("list", {"limit": 0}, Code.INVALID_REQUEST, "limit"),
@@ -147,7 +277,7 @@ async def test_what_is_wrong_is_a_fault_with_the_code_and_path_of_the_http_surfa
 async def test_somebody_elses_job_looks_exactly_like_none_at_all(service: Service, bus: Bus) -> None:
     script = Script(bus, JobKey("bob", "job_of_bob"))
     await script.submit()
-    for verb in ("get", "cancel"):
+    for verb in ("get", "read", "cancel"):
         assert await service.fault(verb, {"id": "job_of_bob"}) == await service.fault(verb, {"id": "job_nothere"})
     assert (await service.ok("list"))["jobs"] == []
     assert await Journal(bus).cancel_mark(script.key) is None
@@ -186,7 +316,13 @@ async def test_a_client_that_does_not_exist_or_is_disabled_is_refused(
 
 @pytest.mark.parametrize(
     ("verb", "scope"),
-    [("submit", Scope.JOBS_WRITE), ("get", Scope.JOBS_READ), ("list", Scope.JOBS_READ), ("cancel", Scope.JOBS_CANCEL)],
+    [
+        ("submit", Scope.JOBS_WRITE),
+        ("get", Scope.JOBS_READ),
+        ("read", Scope.JOBS_READ),
+        ("list", Scope.JOBS_READ),
+        ("cancel", Scope.JOBS_CANCEL),
+    ],
 )
 async def test_each_verb_needs_its_scope(service: Service, bus: Bus, verb: str, scope: Scope) -> None:
     scopes = tuple(other for other in DEFAULT_SCOPES if other != scope)

@@ -21,7 +21,7 @@ from libs.common.contracts.codec import encode
 from libs.common.runtime import Running
 from libs.ollama_sim.config import NodeConfig
 from libs.ollama_sim.server import running as running_node
-from services.gateway.internal import _SCOPES
+from services.gateway.internal import SCOPES
 from services.gateway.main import start as start_gateway
 from services.gateway.settings import GatewaySettings
 from services.router.main import start as start_router
@@ -269,4 +269,4 @@ def test_every_verb_is_in_the_table_with_its_scope() -> None:
     rows = dict(
         re.findall(r"^\| `api\.<client>\.(\w+)` .*\| `([\w:]+)` \|$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
     )
-    assert rows == {verb: str(scope) for verb, scope in _SCOPES.items()}
+    assert rows == {verb: str(scope) for verb, scope in SCOPES.items()}

@@ -9,8 +9,8 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from libs.common.contracts.events import End, Event
 from libs.common.contracts.faults import Code, Fault
+from libs.common.folding import Answer
 from libs.common.states import JobState
-from services.gateway.folding import Answer
 from services.gateway.openai_answer import DONE, ChunkWriter, completion, completion_id, fault_of
 
 JOB = "job_abcdefghijklmnopqrstuvwxyz"

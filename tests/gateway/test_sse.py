@@ -7,7 +7,7 @@ from libs.common.contracts.events import End, Event, Position, decode_event, lin
 from libs.common.contracts.faults import Code, Fault
 from libs.common.states import JobState
 from services.gateway.sse import data_frame, log_frames, state_frame
-from tests.gateway.test_folding import EVENTS
+from tests.common.test_folding import EVENTS
 from tests.support.clients import parse_sse
 
 FINAL_STATES = st.sampled_from([state for state in JobState if state.final])

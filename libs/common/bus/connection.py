@@ -142,14 +142,33 @@ class Bus:
     def connected(self) -> bool:
         return self._client.is_connected
 
-    async def open(self, servers: list[str], *, password: str = "", name: str = "") -> None:
-        """Raises Away when no server answers within 30 s (P8: with endless reconnects, the first connect never gives up)."""
+    @property
+    def complaint(self) -> str:
+        """What NATS, or the way to it, said last of what it does not like."""
+        return self._said[0]
+
+    async def open(
+        self,
+        servers: list[str],
+        *,
+        password: str = "",
+        name: str = "",
+        login: str = "",
+        first: str = "$JS.API.INFO",
+        within: float | None = None,
+    ) -> None:
+        """Raises Away when no server answers within 30 s (P8: with endless reconnects, the first connect never gives up).
+
+        `login`: the user's name, where it is not the one its inboxes have. `first`: a subject that is asked before anything else;
+        empty for users who may not ask it: they ask a first question of their own, alone.
+        """
+        within = FIRST_CONNECT_S if within is None else within
         try:
-            async with asyncio.timeout(FIRST_CONNECT_S):
+            async with asyncio.timeout(within):
                 await self._client.connect(
                     servers=servers,
                     name=name or self.user,
-                    user=self.user or None,
+                    user=login or self.user or None,
                     password=password or None,
                     inbox_prefix=f"_INBOX.{self.user}" if self.user else "_INBOX",
                     max_reconnect_attempts=-1,
@@ -164,21 +183,22 @@ class Bus:
                     disconnected_cb=self._on_disconnected,
                     reconnected_cb=self._on_reconnected,
                 )
-                await self._first_question()
+                if first:
+                    await self._first_question(first)
         except (nats.errors.Error, OSError, TimeoutError) as error:
             with suppress(Exception):
                 await self._client.close()
-            why = str(error) or self._said[0] or f"no answer in {FIRST_CONNECT_S} s"
+            why = str(error) or self._said[0] or f"no answer in {within} s"
             where = without_password(", ".join(servers))
             raise Away(f"cannot reach NATS at {where} as user {self.user or '(none)'}: {why}") from error
         self.connections, self.connected_at, self._refused = 1, time.monotonic(), 0
         self._watchdog = asyncio.create_task(self._watch_tasks(), name="bus.watchdog")
 
-    async def _first_question(self) -> None:
+    async def _first_question(self, subject: str) -> None:
         """Makes nats-py set up its reply inbox now: two first requests at once would each make one."""
         while True:
             try:
-                await self._client.request("$JS.API.INFO", timeout=REQUEST_TIMEOUT_S)
+                await self._client.request(subject, timeout=REQUEST_TIMEOUT_S)
                 return
             except nats.errors.TimeoutError:  # a cluster without a meta leader leaves it unanswered for ever: ask again
                 continue

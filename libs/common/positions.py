@@ -4,7 +4,6 @@ from libs.common.contracts.events import Position, whole_events
 from libs.common.contracts.jobs import PastEpoch
 
 PREFIX_KEPT = 64 * 1024  # of what was received, for the router when the worker dies
-TRIM_AT = 2 * PREFIX_KEPT  # cutting at every chunk would copy 64 KB for each token
 MAX_PARKED = 1024 * 1024  # of chunks beyond a gap; more are dropped and read again from the worker
 
 
@@ -29,12 +28,14 @@ class Assembler:
     """Chunks of one epoch's log, in any order, with overlaps and repeats → whole events in order, each once.
 
     `shown` is the position after the last whole event given out; `received` may be further, inside an event.
+    Of what was received the last `keep` bytes stay, for `kept`.
     """
 
-    def __init__(self, position: Position) -> None:
+    def __init__(self, position: Position, *, keep: int = PREFIX_KEPT) -> None:
         self.epoch = position.epoch
         self.shown = position.offset
         self._tail = b""  # bytes of an event that is not whole yet
+        self._keep = keep
         self._kept = bytearray()  # the last bytes received, whole or not
         self._parked: dict[int, bytes] = {}
 
@@ -53,7 +54,7 @@ class Assembler:
 
     def kept(self) -> tuple[int, bytes]:
         """(offset, bytes) of the last of what was received."""
-        kept = bytes(self._kept[-PREFIX_KEPT:])
+        kept = bytes(self._kept[-self._keep :]) if self._keep else b""
         return self.received - len(kept), kept
 
     def feed(self, offset: int, chunk: bytes) -> bytes:
@@ -75,9 +76,10 @@ class Assembler:
             end = max(end, start + len(parked))
         if not new:
             return b""
-        self._kept += new
-        if len(self._kept) > TRIM_AT:
-            del self._kept[:-PREFIX_KEPT]
+        if self._keep:
+            self._kept += new
+            if len(self._kept) > 2 * self._keep:  # cutting at every chunk would copy all of it for each token
+                del self._kept[: -self._keep]
         buffer = self._tail + new
         cut = whole_events(buffer)
         self._tail = buffer[cut:]

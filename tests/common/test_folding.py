@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from libs.common.contracts.codec import Malformed
 from libs.common.contracts.events import End, Event, line
 from libs.common.contracts.requests import Kind
+from libs.common.folding import fold
 from libs.common.states import JobState
-from services.gateway.folding import fold
 
 FINAL = {"model": "m", "done": True, "done_reason": "stop", "eval_count": 4}
 CALL = {"function": {"name": "weather", "arguments": {"city": "La Paz"}}}

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from libs.common.contracts.events import START, Position, whole_events
 from libs.common.contracts.jobs import PastEpoch
-from services.gateway.positions import MAX_PARKED, PREFIX_KEPT, Assembler, carry
+from libs.common.positions import MAX_PARKED, PREFIX_KEPT, Assembler, carry
 
 EVENTS = st.lists(st.binary(min_size=1, max_size=12).map(lambda raw: raw.replace(b"\n", b"_") + b"\n"), max_size=12)
 
