@@ -220,7 +220,7 @@ async def _verify(file: Path | None, keys: str) -> tuple["Report", list[str]]:
     progress = _Progress("checked")
     remarks: list[str] = []
     verifier: Verifier | None = None
-    upto = 0
+    upto, newest, kept = 0, 0, ""
     read: AsyncIterator[Line] = _steps(read_file(file)) if file else _reader().read({})
     async for step in read:
         if isinstance(step, Trail):
@@ -232,6 +232,7 @@ async def _verify(file: Path | None, keys: str) -> tuple["Report", list[str]]:
             if step.expired:
                 remarks.append(f"Everything up to sequence {step.expired} has expired.")
             verifier = Verifier(public_keys(given), step.after)
+            newest, kept = step.last, step.kept
             progress.total = step.last - step.after
         elif isinstance(step, Entry) and verifier:
             verifier.add(step)
@@ -241,7 +242,7 @@ async def _verify(file: Path | None, keys: str) -> tuple["Report", list[str]]:
     progress.end()
     if verifier is None:
         raise CommandFailed(f"{file} is empty: it is not a file of `arriero audit export`", code="usage")
-    return verifier.finish(upto), remarks
+    return verifier.finish(upto, kept if upto >= newest else ""), remarks
 
 
 async def _steps(lines: "Iterator[Line]") -> "AsyncIterator[Line]":

@@ -2,44 +2,74 @@
 
 All replicas write one chain of checkpoints by compare-and-set: who loses takes the other's as its own. A statement covers what
 stands in the stream up to `upto`; the next one begins there, also after a restart.
+
+The newest statement is also kept in the bucket `signing`: a stream that lost its end, with the checkpoints there, would else look
+like one that never was longer. That is told in the trail as `trail.cut`.
 """
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import structlog
 from joserfc.jwk import ECKey
 
-from libs.common.audit.chain import CHECKPOINTS, writer_of
+from libs.common.audit import Audit, Result
+from libs.common.audit.chain import CHECKPOINTS, CUT, writer_of
 from libs.common.audit.heads import Heads
 from libs.common.audit.lines import Entry
 from libs.common.audit.statements import open_statement, sign
 from libs.common.audit.verify import checkpoint_record, next_checkpoint
+from libs.common.bus.buckets import Bucket
 from libs.common.bus.connection import Bus, Stored
 from libs.common.bus.failures import BusError, Conflict
 from libs.common.bus.follower import Follower
 from libs.common.contracts.audit import Statement, decode_audit
 from libs.common.contracts.codec import Malformed, encode
 from libs.common.contracts.headers import EXPECTED_SEQUENCE
-from libs.common.contracts.streams import AUDIT
+from libs.common.contracts.streams import AUDIT, SIGNING
 from services.auth import metrics
 from services.auth.keyring import Keyring
 
 log = structlog.get_logger()
 
+KEPT = "checkpoint"  # its key
 EVERY_S = 60.0
 LOOK_S = 1.0
 OVERDUE_S = 600.0  # news that no replica has signed for so long: something is wrong
 SUBJECT = f"audit.{CHECKPOINTS}"
 
 
+class Kept:
+    """The newest statement, beside the trail."""
+
+    def __init__(self, bus: Bus) -> None:
+        self._bucket = Bucket(bus, SIGNING)
+
+    async def read(self) -> str:
+        """Signed; empty when there is none. Raises BusError."""
+        return ((await self._bucket.get(KEPT))[0] or b"").decode("ascii", "replace")
+
+    async def replace(self, signed: str, is_older: Callable[[str], Awaitable[bool]]) -> None:
+        """Unless `is_older` says that what is kept is to stay. Raises BusError."""
+        while True:
+            found, revision = await self._bucket.get(KEPT)
+            if found is not None and await is_older(found.decode("ascii", "replace")):
+                return
+            with contextlib.suppress(Conflict):
+                await self._bucket.put(KEPT, signed.encode(), expected=revision)
+                return
+
+
 class Checkpoints:
     """`run` must be running."""
 
-    def __init__(self, bus: Bus, keyring: Keyring, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, bus: Bus, keyring: Keyring, audit: Audit, *, clock: Callable[[], float] = time.time) -> None:
         self._bus = bus
         self._keyring = keyring
+        self._audit = audit
+        self._kept = Kept(bus)
         self._clock = clock
         self._heads = Heads()
         self._newest: Entry | None = None  # of the checkpoints' chain
@@ -76,7 +106,8 @@ class Checkpoints:
         since, upto, heads = self._heads.statement_part()
         drafted = Statement(n=1, at_ms=int(self._clock() * 1000), since=since, upto=upto, heads=heads)
         statement, link = next_checkpoint(self._newest, drafted)
-        data = encode(checkpoint_record(statement, link.sequence, sign(statement, key)))
+        signed = sign(statement, key)
+        data = encode(checkpoint_record(statement, link.sequence, signed))
         try:
             ack = await self._bus.append(SUBJECT, data, headers={EXPECTED_SEQUENCE: str(link.sequence)})
         except Conflict:
@@ -87,7 +118,29 @@ class Checkpoints:
         self._seen(Entry(ack.sequence, SUBJECT, statement.at_ms, data), statement)
         metrics.checkpoints.inc()
         log.info("checkpoint.made", n=statement.n, heads=len(heads), upto=upto)
+        try:
+            await self._keep(statement.n, signed)
+        except BusError as error:
+            log.warning("checkpoint.not_kept", error=str(error))
         return True
+
+    async def _keep(self, n: int, signed: str) -> None:
+        async def is_older(kept: str) -> bool:
+            """Was there a later checkpoint than ours? It must stand in the trail, made by another replica since."""
+            found = open_statement(kept, self._keyring.public)
+            if not found.checked or found.statement is None or kept == signed or found.statement.n < n:
+                return False
+            newest = await self._bus.last(AUDIT, SUBJECT)
+            with contextlib.suppress(Malformed):
+                there = decode_audit(newest.data) if newest is not None else None
+                if there is not None and (there.n > found.statement.n or there.statement == kept):
+                    return True
+            log.error("trail.cut", n=found.statement.n, upto=found.statement.upto)
+            reason = f"checkpoint {found.statement.n} is not there any more: the trail reached sequence {found.statement.upto}"
+            self._audit.record(CUT, Result.FAILED, target=str(found.statement.upto), reason=reason)
+            return False
+
+        await self._kept.replace(signed, is_older)
 
     async def _begin(self) -> None:
         """Everything up to the newest checkpoint's `upto` is signed already, if its signature is one of ours."""

@@ -49,7 +49,7 @@ async def start(settings: AuthSettings, bus: Bus) -> AsyncIterator[Running]:
     registry = Registry(bus, directory, verifiers)
     revoker = Revoker(bus)
     audit = Audit(bus, "auth", new_boot_id())
-    checkpoints = Checkpoints(bus, keyring)
+    checkpoints = Checkpoints(bus, keyring, audit)
     operator = Operator(settings, registry, audit)
     checks: dict[str, Check] = {
         "clients": directory.check,

@@ -23,6 +23,7 @@ from libs.common.contracts.audit import decode_audit
 from libs.common.contracts.codec import Malformed
 from libs.common.contracts.faults import Code, Failed, failed
 from libs.common.contracts.streams import AUDIT
+from services.auth.checkpoints import Kept
 from services.auth.keyring import Keyring
 
 LIMIT, MAX_LIMIT = 1_000, 5_000
@@ -76,35 +77,38 @@ class AuditTrail:
     def __init__(self, bus: Bus, keyring: Keyring) -> None:
         self._bus = bus
         self._keyring = keyring
+        self._kept = Kept(bus)
 
     async def page(self, asked: Asked) -> AsyncIterator[bytes]:
         """The lines of a page, as `libs.common.audit.lines` has them. What can be refused is, before the first is given:
         raises BusError. Later only the line at the end can be missing."""
+        kept = await self._kept.read()  # first: what it speaks of is in the stream by then
         state = (await self._bus.api(f"STREAM.INFO.{AUDIT}"))["state"]
         first, last = int(state["first_seq"]), int(state["last_seq"])
         expired = max(0, first - 1)
         after = max(asked.after, expired)
         if asked.since_ms is not None:
             after = max(after, await self._first_at(asked.since_ms, first, last) - 1)
-        kept: list[Entry] = []
+        found: list[Entry] = []
         if asked.tail is not None:
-            kept = await self._newest(asked, after, last)
-            after = kept[0].sequence - 1 if kept else last
+            found = await self._newest(asked, after, last)
+            after = found[0].sequence - 1 if found else last
         trail = Trail(
             after=after,
             last=last,
             expired=expired,
             since_ms=asked.since_ms,
             until_ms=asked.until_ms,
+            kept=kept,
             keys=list(self._keyring.jwks()["keys"]),
         )
-        return self._lines(asked, trail, kept)
+        return self._lines(asked, trail, found)
 
-    async def _lines(self, asked: Asked, trail: Trail, kept: list[Entry]) -> AsyncIterator[bytes]:
+    async def _lines(self, asked: Asked, trail: Trail, newest: list[Entry]) -> AsyncIterator[bytes]:
         yield line_of(trail)
         if asked.tail is not None:
-            if kept:
-                yield b"".join(map(line_of, kept))
+            if newest:
+                yield b"".join(map(line_of, newest))
             yield line_of(End(upto=trail.last))
             return
         upto, looked, over = trail.after, 0, False

@@ -2,16 +2,18 @@
 
 import asyncio
 import contextlib
+import itertools
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
 from libs.common.audit import Audit
-from libs.common.audit.chain import CHECKPOINTS, STOP
+from libs.common.audit.chain import CHECKPOINTS, CUT, STOP
 from libs.common.audit.lines import End, Entry, Trail, read_line
 from libs.common.audit.verify import Report, Verifier, public_keys
 from libs.common.bus.connection import Bus
+from libs.common.bus.provision import create_missing
 from libs.common.contracts.audit import AuditRecord, decode_audit
 from libs.common.contracts.codec import encode
 from libs.common.contracts.headers import EXPECTED_SEQUENCE
@@ -224,12 +226,20 @@ async def test_a_question_that_makes_no_sense_is_refused(auth: Auth, query: str)
 # -- checkpoints -----------------------------------------------------------------------------------------------------------
 
 
+_lives = itertools.count()
+
+
 @contextlib.asynccontextmanager
 async def checkpointing(nats: NatsServer) -> AsyncIterator[tuple[Checkpoints, Keyring, Bus]]:
     async with connected(nats) as bus:
         keyring = Keyring(bus, CLUSTER_SECRET.encode())
-        checkpoints = Checkpoints(bus, keyring)
-        tasks = [asyncio.create_task(keyring.run()), asyncio.create_task(checkpoints.run())]
+        audit = Audit(bus, "auth", f"t{next(_lives)}")
+        checkpoints = Checkpoints(bus, keyring, audit)
+        tasks = [
+            asyncio.create_task(audit.run()),
+            asyncio.create_task(keyring.run()),
+            asyncio.create_task(checkpoints.run()),
+        ]
         try:
             await eventually(lambda: keyring.check() is None and checkpoints.check() is None)
             yield checkpoints, keyring, bus
@@ -256,7 +266,8 @@ async def test_checkpoints_of_two_replicas_are_one_chain_also_after_a_restart(na
                 assert sum(made) == 1
                 await eventually(lambda: not one._heads.has_news and not two._heads.has_news)
     async with checkpointing(nats) as (three, keyring, _):
-        assert not three._heads.has_news  # nothing is signed twice
+        told = {head.writer for head in three._heads.statement_part()[2]}
+        assert told <= {f"auth.t{n}" for n in range(100)}  # nothing is signed twice but what came since
         async with writing(bus, "w9", 5) as audit:
             await three.last(audit.sequence)
             report = await whole(bus, keyring)
@@ -264,6 +275,36 @@ async def test_checkpoints_of_two_replicas_are_one_chain_also_after_a_restart(na
     assert report.problems == []
     assert (report.checkpoints, report.checked) == (7, 7)
     assert report.checkpoint_upto == report.last - 1
+
+
+async def test_a_trail_that_lost_its_end_is_found_and_the_trail_says_so_for_ever(nats: NatsServer, bus: Bus) -> None:
+    """With the checkpoints there: what is left fits together, and yet was longer."""
+    async with checkpointing(nats) as (one, _, _), writing(bus, "w1", 5) as audit:
+        await one.last(audit.sequence)
+        audit.record("client.create", "allowed", target="to be forgotten")
+        await eventually(lambda: audit.sequence == 9 or audit.sequence > 8)
+        await one.last(audit.sequence)
+        found = await bus.from_sequence(AUDIT, "audit.>")
+    await bus.api(f"STREAM.DELETE.{AUDIT}")
+    await create_missing(bus)
+    for message in found[:-2]:
+        await bus.append(message.subject, message.data)
+    async with running_auth(nats) as auth:
+        trail, entries, end = await page(auth)
+        verifier = Verifier(public_keys(trail.keys), trail.after)
+        for entry in entries:
+            verifier.add(entry)
+        problems = verifier.finish(end.upto, trail.kept).problems
+        assert ("cut off", CHECKPOINTS, 2) in [(p.kind, p.writer, p.n) for p in problems]
+    async with checkpointing(nats) as (two, keyring, _):
+        await eventually(lambda: two._heads.has_news)
+        assert await two.make()
+        await eventually(lambda: _has(bus, CUT, "failed"))
+        assert await eventually(lambda: two._heads.has_news)
+        assert await two.make()
+        report = await whole(bus, keyring)
+
+    assert [problem.kind for problem in report.problems] == ["cut off"]
 
 
 async def test_a_foreign_checkpoint_is_not_believed(nats: NatsServer, bus: Bus) -> None:

@@ -13,6 +13,7 @@ MAX_TEXT = 200  # characters of each text in a record: what strangers send must 
 
 START, STOP = "service.start", "service.stop"  # the first and the last record of an orderly life
 CHECKPOINT = "trail.checkpoint"
+CUT = "trail.cut"  # auth found that what it had signed is not there any more
 CHECKPOINTS = "auth.checkpoint"  # the writer of checkpoints: all auth replicas together
 
 

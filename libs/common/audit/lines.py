@@ -36,6 +36,7 @@ class Trail(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     expired: int = 0  # up to this sequence, because of their age or the stream's size
     since_ms: int | None = None
     until_ms: int | None = None
+    kept: str = ""  # the newest signed statement, as auth keeps it beside the trail
     keys: list[dict[str, Any]] = []  # public parts of the signing keys, as JWKs
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 import msgspec
 from joserfc.jwk import ECKey
 
-from libs.common.audit.chain import CHECKPOINT, CHECKPOINTS, STOP, Link
+from libs.common.audit.chain import CHECKPOINT, CHECKPOINTS, CUT, STOP, Link
 from libs.common.audit.lines import Entry
 from libs.common.audit.links import Chain, Item, Problem, Surroundings, item_of
 from libs.common.audit.statements import open_statement
@@ -85,6 +85,8 @@ class Verifier:
         self._first = self._first or entry.sequence
         self._records += 1
         if item.record is not None:
+            if item.record.action == CUT:
+                self._say("cut off", entry.writer, item, f"says auth, here: {item.record.reason}")
             if item.record.action == STOP:
                 self._ended.add(entry.writer)
             if item.record.dropped:
@@ -98,8 +100,8 @@ class Verifier:
         chain = self._chains.setdefault(entry.writer, Chain(entry.writer, self._around))
         self._take(chain.add(item))
 
-    def finish(self, upto: int | None = None) -> Report:
-        """`upto`: the sequence up to which records were to come."""
+    def finish(self, upto: int | None = None, kept: str = "") -> Report:
+        """`upto`: the sequence up to which records were to come. `kept`: a signed statement that was to be among them."""
         for chain in self._chains.values():
             self._take(chain.finish())
         for sequence in range(self._next, min((upto or 0) + 1, self._next + MAX_HOLES)):
@@ -109,6 +111,7 @@ class Verifier:
             sequence, at_ms, kid, _ = self._newest
             text = f"its key {kid or '(none)'} is not one of those that count"
             self._take([Problem("unsigned", sequence, CHECKPOINTS, 0, at_ms, text)])
+        self._take(list(self._cut(kept)))
         newest = self._newest or (0, 0, "", False)
         return Report(
             records=self._records,
@@ -122,6 +125,15 @@ class Verifier:
             kid=newest[2],
             problems=sorted(self._problems, key=lambda problem: problem.sequence or 1 << 62),
         )
+
+    def _cut(self, kept: str) -> Iterator[Problem]:
+        opened = open_statement(kept, self._keys)
+        chain = self._chains.get(CHECKPOINTS)
+        found = chain.last.n if chain is not None and chain.last is not None else 0
+        if opened.checked and opened.statement is not None and opened.statement.n > found:
+            statement = opened.statement
+            text = f"auth signed that the trail reached sequence {statement.upto}; that checkpoint is not there"
+            yield Problem("cut off", max(self._next, 1), CHECKPOINTS, statement.n, statement.at_ms, text)
 
     def _writer(self, chain: Chain) -> Writer:
         assert chain.first is not None
