@@ -11,7 +11,9 @@ import argparse
 import asyncio
 import contextlib
 import errno
+import functools
 import os
+import resource
 import signal
 import socket
 import sys
@@ -30,6 +32,10 @@ from libs.common import logs, settings
 from libs.common.bus.connection import Bus
 from libs.common.bus.failures import BusError
 from libs.common.bus.provision import drift
+from libs.common.edge import Edge, HttpLimits
+from libs.common.edge.front import Front
+from libs.common.edge.protocol import EdgeProtocol
+from libs.common.edge.table import ConnectionTable
 from libs.common.ops import Check, OpsApp
 from libs.common.settings import ServiceSettings
 
@@ -42,6 +48,8 @@ DRAIN_SLACK_S = 10.0  # beyond the grace, or after a second signal, for a drain 
 CLOSE_GRACE_S = 2  # for connections that are still open after the drain
 HEAR_OUT_S = 0.5  # for connections that were accepted and have not yet asked anything when a port is closed
 END_GRACE_S = 5.0  # for tasks to end once they are cancelled
+OPS_EDGE = Edge(HttpLimits(max_connections=1000))
+FILES_BESIDE = 200  # that a process needs besides its connections
 
 
 @dataclass
@@ -51,6 +59,7 @@ class Port:
     app: Any
     host: str
     port: int
+    edge: Edge = field(default_factory=Edge)
 
 
 @dataclass
@@ -171,7 +180,7 @@ async def _serve(name: str, effective: ServiceSettings, bus: Bus, running: Runni
         "streams": lambda: None if state.drift == [] else "; ".join(state.drift or ["not compared yet"]),
         **running.checks,
     }
-    ops = Port(OpsApp(name, checks), effective.ops_host, effective.ops_port)
+    ops = Port(OpsApp(name, checks), effective.ops_host, effective.ops_port, OPS_EDGE)
     sockets: list[list[socket.socket]] = []
     try:
         for port in [ops, *running.ports]:
@@ -183,6 +192,7 @@ async def _serve(name: str, effective: ServiceSettings, bus: Bus, running: Runni
             coroutine.close()
         raise
     state.starting = None
+    _allow_files(sum(port.edge.limits.max_connections for port in [ops, *running.ports]) + FILES_BESIDE)
     servers = [_Server(port) for port in [ops, *running.ports]]
     background = {
         **{f"{name}.{task}": coroutine for task, coroutine in running.tasks.items()},
@@ -249,6 +259,18 @@ def _bind(port: Port) -> list[socket.socket]:
     return bound
 
 
+def _allow_files(wanted: int) -> None:
+    """As many open files as the operating system lets us have: each connection is one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return
+    possible = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, possible), hard))
+    if possible < wanted:
+        log.warning("service.files_limited", wanted=wanted, possible=max(soft, possible))
+
+
 def _close(sockets: list[socket.socket]) -> None:
     for made in sockets:
         made.close()
@@ -297,17 +319,21 @@ class _Server(uvicorn.Server):
     """uvicorn without its signal handlers: it would close before streams have been told (architecture-models.md §3.8)."""
 
     def __init__(self, port: Port) -> None:
+        table = ConnectionTable(port.edge.limits, port.edge.rules.proxies, str(port.port))
         super().__init__(
             uvicorn.Config(
-                port.app,
+                Front(port.app, port.edge.rules),
                 host=port.host,
                 port=port.port,
+                http=functools.partial(EdgeProtocol, table=table),  # type: ignore[arg-type]  # uvicorn calls it as a class
+                ws="none",
+                reset_contextvars=True,  # or a request would log what another one has bound
                 log_config=None,
                 access_log=False,
                 lifespan="off",
                 server_header=False,
                 date_header=True,
-                timeout_keep_alive=75,  # longer than common proxies keep an idle upstream connection
+                timeout_keep_alive=int(port.edge.limits.keep_alive),
                 timeout_graceful_shutdown=CLOSE_GRACE_S,
             )
         )

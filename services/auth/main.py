@@ -88,7 +88,14 @@ async def start(settings: AuthSettings, bus: Bus) -> AsyncIterator[Running]:
             "audit": audit.run(),
             "checkpoints": checkpoints.run(),
         },
-        ports=[Port(build(settings.issuer, keyring, routes), settings.host, settings.port)],
+        ports=[
+            Port(
+                build(settings.issuer, keyring, routes),
+                settings.host,
+                settings.port,
+                settings.edge(settings.issuer),
+            )
+        ],
         checks=checks,
         drain=drain,
     )

@@ -6,13 +6,13 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import SettingsConfigDict
 
-from libs.common.settings import ServiceSettings
+from libs.common.edge.settings import HttpSettings
 from services.auth.names import client_name
 
 MIN_SECRET = 32  # characters: nothing a human makes up, because verifiers are fast hashes
 
 
-class AuthSettings(ServiceSettings):
+class AuthSettings(HttpSettings):
     model_config = SettingsConfigDict(env_prefix="ARRIERO_AUTH_", extra="ignore", frozen=True)
 
     host: str = Field("127.0.0.1", description="where the service listens")

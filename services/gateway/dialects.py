@@ -33,18 +33,7 @@ def error_body(fault: Fault, dialect: Dialect) -> tuple[str, dict[str, Any]]:
     """(content type, body)."""
     if dialect is Dialect.OPENAI:
         return "application/json", openai_error(fault)
-    meaning = MEANING[fault.code]
-    problem: dict[str, Any] = {
-        "type": f"urn:arriero:error:{fault.code}",
-        "title": meaning.title,
-        "status": meaning.status,
-        "detail": fault.message,
-        "code": str(fault.code),
-        "retryable": meaning.retryable,
-    }
-    if fault.path is not None:
-        problem["path"] = fault.path
-    return "application/problem+json", problem | (fault.details or {})
+    return "application/problem+json", fault.problem()
 
 
 def openai_error(fault: Fault) -> dict[str, Any]:

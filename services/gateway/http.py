@@ -39,6 +39,9 @@ class Exchange:
         self.started = False
         self.sends_lines = False  # a stream of JSON lines, not of events
         self.status = 0
+        state = scope.get("state", {})
+        self.request_id: str = state.get("request_id", "")
+        self.address: str = state.get("address", "")  # of the client, behind proxies of ours too
         self.closing = False  # the connection ends with this answer
         self.session: Session | None = None  # once it is known who asks
         # For the audit trail (services.gateway.witness):

@@ -85,6 +85,7 @@ async def start(settings: GatewaySettings, bus: Bus) -> AsyncIterator[Running]:
                     ),
                     settings.host,
                     settings.port,
+                    settings.edge(settings.issuer),
                 )
             ],
             checks={

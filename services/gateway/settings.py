@@ -3,7 +3,7 @@
 from pydantic import Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
-from libs.common.settings import ServiceSettings
+from libs.common.edge.settings import HttpSettings
 from services.gateway.limits.budgets import OUTPUT_TOKENS
 from services.gateway.options import MAX_NUM_CTX
 
@@ -11,7 +11,7 @@ MIB = 1024 * 1024
 MAX_BODY = 64 * MIB  # a body is held whole several times on its way: parsed, encoded, in parts
 
 
-class GatewaySettings(ServiceSettings):
+class GatewaySettings(HttpSettings):
     model_config = SettingsConfigDict(env_prefix="ARRIERO_GATEWAY_", extra="ignore", frozen=True)
 
     host: str = Field("127.0.0.1", description="where clients connect")

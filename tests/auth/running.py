@@ -73,7 +73,7 @@ async def running_auth(nats: NatsServer, *, ready: bool = True, **settings: Any)
     async with connected(nats) as bus, start(effective, bus) as running:
         tasks = [asyncio.create_task(task) for task in running.tasks.values()]
         try:
-            async with served(running.ports[0].app, bound) as url, httpx.AsyncClient(base_url=url) as http:
+            async with served(running.ports[0], bound) as url, httpx.AsyncClient(base_url=url) as http:
                 auth = Auth(effective.issuer, url, http, running.checks)
                 if ready:
                     await auth.ready()

@@ -52,7 +52,7 @@ async def running_gateway(nats: NatsServer, **settings: Any) -> AsyncIterator[Ga
     async with connected(nats) as bus, start(effective, bus) as running:
         tasks = [asyncio.create_task(task) for task in running.tasks.values()]
         try:
-            async with served(running.ports[0].app, bound) as url:
+            async with served(running.ports[0], bound) as url:
                 checks = {name: check for name, check in running.checks.items() if name in ("clients", "fleet")}
                 await eventually(lambda: not any(check() for check in checks.values()), within=10)
                 yield Gateway(url, running, bus)

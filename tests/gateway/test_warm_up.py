@@ -22,7 +22,7 @@ async def test_the_first_request_waits_until_clients_and_fleet_are_known(bus: Bu
     await add_node(bus, MODEL)
     async with (
         start(GatewaySettings(**SETTINGS), bus) as running,
-        served(running.ports[0].app, free_socket()) as url,
+        served(running.ports[0], free_socket()) as url,
         httpx.AsyncClient(base_url=url, headers={"Authorization": f"Bearer {keys.alice}"}) as alice,
     ):
         asking = asyncio.create_task(alice.post("/jobs", json={"model": MODEL, "prompt": "x"}))
@@ -36,7 +36,7 @@ async def test_it_does_not_wait_for_ever(bus: Bus, keys: Keys, monkeypatch: pyte
     monkeypatch.setattr(warm_up, "PATIENCE_S", 0.05)
     async with (
         start(GatewaySettings(**SETTINGS), bus) as running,
-        served(running.ports[0].app, free_socket()) as url,
+        served(running.ports[0], free_socket()) as url,
         httpx.AsyncClient(base_url=url, headers={"Authorization": f"Bearer {keys.alice}"}) as alice,
     ):
         answer = await alice.get("/jobs")

@@ -25,7 +25,8 @@ def url_of(bound: socket.socket) -> str:
 
 @contextlib.asynccontextmanager
 async def served(app: Any, bound: socket.socket) -> AsyncIterator[str]:
-    server = _Server(Port(app, "127.0.0.1", 0))
+    """`app`: or a service's Port, with its limits and rules."""
+    server = _Server(app if isinstance(app, Port) else Port(app, "127.0.0.1", 0))
     serving = asyncio.create_task(server.serve(sockets=[bound]))
     try:
         await eventually(lambda: server.started or serving.done(), within=10)

@@ -42,6 +42,10 @@ class Code(StrEnum):
     QUOTA_EXHAUSTED = "quota_exhausted"
     QUEUE_FULL = "queue_full"
     LAST_ADMINISTRATOR = "last_administrator"
+    REQUEST_TIMEOUT = "request_timeout"
+    URI_TOO_LONG = "uri_too_long"
+    MISDIRECTED = "misdirected"
+    HEADERS_TOO_LARGE = "headers_too_large"
 
 
 class Meaning(NamedTuple):
@@ -85,6 +89,11 @@ MEANING: dict[Code, Meaning] = {
     Code.QUOTA_EXHAUSTED: Meaning(429, False, "The tokens of this day or month are used up"),
     Code.QUEUE_FULL: Meaning(429, True, "As many jobs of this client wait as may"),
     Code.LAST_ADMINISTRATOR: Meaning(409, False, "Nobody would be left to administrate"),
+    # Said by a port, before any service sees the request.
+    Code.REQUEST_TIMEOUT: Meaning(408, True, "The request did not come in time"),
+    Code.URI_TOO_LONG: Meaning(414, False, "The address is too long"),
+    Code.MISDIRECTED: Meaning(421, False, "This is not the host that was asked for"),
+    Code.HEADERS_TOO_LARGE: Meaning(431, False, "The headers are too large"),
 }
 
 
@@ -104,6 +113,20 @@ class Fault(Contract, frozen=True, kw_only=True):
     @property
     def meaning(self) -> Meaning:
         return MEANING[self.code]
+
+    def problem(self) -> dict[str, Any]:
+        """As a problem document, RFC 9457."""
+        shown: dict[str, Any] = {
+            "type": f"urn:arriero:error:{self.code}",
+            "title": self.meaning.title,
+            "status": self.meaning.status,
+            "detail": self.message,
+            "code": str(self.code),
+            "retryable": self.meaning.retryable,
+        }
+        if self.path is not None:
+            shown["path"] = self.path
+        return shown | (self.details or {})
 
 
 class Failed(Exception):
