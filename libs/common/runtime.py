@@ -332,6 +332,7 @@ class _Server(uvicorn.Server):
                 access_log=False,
                 lifespan="off",
                 server_header=False,
+                proxy_headers=False,  # it would trust whatever comes from 127.0.0.1; the edge knows our proxies
                 date_header=True,
                 timeout_keep_alive=int(port.edge.limits.keep_alive),
                 timeout_graceful_shutdown=CLOSE_GRACE_S,

@@ -16,7 +16,7 @@ from services.gateway.fleet import FleetView
 from services.gateway.http import Disconnected, Exchange
 from services.gateway.node_work import NodeWork
 from services.gateway.policies import no_node, read_node_policy, read_order
-from services.gateway.streaming import STALLED_S, Draining, Streams
+from services.gateway.streaming import Draining, Streams
 
 MAX_ORDER = 64 * 1024
 SAY_S = 10.0  # a line at least so often: proxies cut connections that are silent for a minute
@@ -99,11 +99,7 @@ class FleetRoutes:
 
     async def _write(self, exchange: Exchange, value: dict[str, Any]) -> None:
         try:
-            async with asyncio.timeout(STALLED_S):
-                await exchange.write(encode(value) + b"\n")
-        except TimeoutError:
-            await exchange.abort()
-            raise Disconnected from None
+            await exchange.write(encode(value) + b"\n")
         except OSError as error:
             raise Disconnected from error
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from libs.common.contracts.clients import Principal, Scope
+from libs.common.edge.front import ABORT
 from services.gateway.endpoint import Endpoint, Reach, RouteSpec
 from services.gateway.http import Exchange
 from services.gateway.sessions import Sessions
@@ -66,7 +67,6 @@ class Stuck:
     """A connection whose client takes nothing after the first piece."""
 
     def __init__(self) -> None:
-        self.transport = self
         self.aborted = asyncio.Event()
         self.sent = 0
 
@@ -92,7 +92,7 @@ async def test_a_revoked_stream_is_closed_also_when_its_client_reads_nothing() -
             await exchange.write(b": more\n\n")
 
     spec = RouteSpec("GET", "/jobs/{id}/stream", Scope.JOBS_READ, Reach.OWN_JOBS, handler)
-    scope = {"type": "http", "method": "GET", "path": "/jobs/x/stream", "headers": []}
+    scope = {"type": "http", "method": "GET", "path": "/jobs/x/stream", "headers": [], "extensions": {ABORT: stuck.abort}}
     request = asyncio.create_task(Endpoint(spec, Anybody(), sessions)(scope, stuck.receive, stuck.send))  # type: ignore[arg-type]
     await eventually(lambda: stuck.sent == 3)
     assert sessions.end_lapsed(["c"], lambda principal: "it was revoked") == 1

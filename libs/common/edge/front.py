@@ -24,6 +24,8 @@ Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
 
+ABORT = "arriero.abort"  # among a scope's extensions: closes the connection at once. ASGI has no word for it
+
 # What an answer has unless it says otherwise itself.
 ALWAYS: Headers = [
     (b"cache-control", b"no-store"),

@@ -21,7 +21,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from libs.common.contracts.codec import encode
 from libs.common.contracts.faults import Code, Fault
 from libs.common.edge import metrics
-from libs.common.edge.front import ALWAYS
+from libs.common.edge.front import ABORT, ALWAYS
 from libs.common.edge.hosts import host_of
 from libs.common.edge.limits import Crowded, Late, body_is_late, head_is_late, is_stalled
 from libs.common.edge.request_ids import new_request_id
@@ -111,6 +111,7 @@ class EdgeProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self.scope["extensions"] = {ABORT: self.transport.abort}  # type: ignore[dict-item]  # nothing that travels
         if self._reading is not Reading.HEAD:
             self._begin_head()
         self._fields = self._head = 0
