@@ -6,7 +6,7 @@ from libs.common.contracts.codec import encode
 from libs.common.contracts.faults import MEANING, Code, Fault
 from services.gateway.dialects import Dialect, dialect_of, error_body, error_headers, public
 
-STATUSES = {400, 401, 403, 404, 405, 409, 410, 413, 422, 429, 499, 500, 502, 503, 504}
+STATUSES = {400, 401, 403, 404, 405, 408, 409, 410, 413, 414, 421, 422, 429, 431, 499, 500, 502, 503, 504}
 
 
 @pytest.mark.parametrize("code", Code)

@@ -92,7 +92,13 @@ async def test_a_revoked_stream_is_closed_also_when_its_client_reads_nothing() -
             await exchange.write(b": more\n\n")
 
     spec = RouteSpec("GET", "/jobs/{id}/stream", Scope.JOBS_READ, Reach.OWN_JOBS, handler)
-    scope = {"type": "http", "method": "GET", "path": "/jobs/x/stream", "headers": [], "extensions": {ABORT: stuck.abort}}
+    scope = {
+        "type": "http",
+        "method": "GET",
+        "path": "/jobs/x/stream",
+        "headers": [],
+        "extensions": {ABORT: stuck.abort},
+    }
     request = asyncio.create_task(Endpoint(spec, Anybody(), sessions)(scope, stuck.receive, stuck.send))  # type: ignore[arg-type]
     await eventually(lambda: stuck.sent == 3)
     assert sessions.end_lapsed(["c"], lambda principal: "it was revoked") == 1
