@@ -10,7 +10,7 @@ from libs.client.errors import ArrieroError, NotConnected, SubmitUnconfirmed
 from libs.client.job import Job
 from libs.client.stream import Stream
 from libs.common.bus.connection import Bus
-from libs.common.bus.failures import Away, BusError, NoResponders
+from libs.common.bus.failures import Away, BusError
 from libs.common.contracts.subjects import token
 
 CONNECT_S = 10.0
@@ -119,16 +119,14 @@ class Arriero:
                 return
 
     async def _first_question(self, timeout: float) -> None:
-        """Nobody listens there, and NATS says so: this user may ask, and is answered. (Two first requests at once would each
-        make an inbox.)"""
+        """May this user ask as this client? A verb that no gateway has is answered at once, or by NATS if none is there. (And two
+        first requests at once would each make an inbox.)"""
         try:
-            await self._bus.request(f"api.{self._calls.client}.is.there", timeout=timeout)
-        except NoResponders:
-            return
+            await self._bus.request(f"api.{self._calls.client}.hello", timeout=timeout)
         except BusError as error:
-            said = f" NATS said: {self._bus.complaint}" if self._bus.complaint else ""
-            message = f"NATS does not let this user ask as the client {self._calls.client}.{said}"
-            raise NotConnected(message) from error
+            if "permissions violation" in self._bus.complaint.lower():
+                message = f"NATS does not let this user ask as the client {self._calls.client}: {self._bus.complaint}"
+                raise NotConnected(message) from error
 
     async def _closed(self) -> None:
         await self._bus.lost.wait()
