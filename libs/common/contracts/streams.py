@@ -29,7 +29,6 @@ class Stream(Contract, frozen=True, kw_only=True):
     replicated: bool = True
     rollup: bool = False
     append_only: bool = False  # nobody may delete a message or purge, not even a user that may do everything
-    counter: bool = False  # messages are increments, acks hold the sum (ADR-49); no message has a TTL then
 
     def config(self, *, replicas: int, max_bytes: int) -> dict[str, Any]:
         """As the JetStream API takes it; every field stands here, so that a comparison sees all of them."""
@@ -46,8 +45,7 @@ class Stream(Contract, frozen=True, kw_only=True):
             "max_bytes": self.max_bytes or max_bytes,
             "max_msg_size": 1 * MIB,
             "duplicate_window": 120 * NANOSECOND,
-            "allow_msg_ttl": not self.counter,
-            **({"allow_msg_counter": True} if self.counter else {}),  # without a TTL a stream may be one, else not
+            "allow_msg_ttl": True,
             "allow_direct": True,
             "allow_rollup_hdrs": self.rollup,
             "deny_delete": self.append_only,
