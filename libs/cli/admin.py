@@ -97,6 +97,12 @@ class Admin:
     async def revoke_key(self, key: str) -> dict[str, Any]:
         return await self._object("DELETE", f"/keys/{quote(key, safe='')}")
 
+    async def signing_keys(self) -> dict[str, Any]:
+        return await self._object("GET", "/signing-keys")
+
+    async def rotate_signing(self, *, now: bool) -> dict[str, Any]:
+        return await self._object("POST", "/signing-keys/rotate", {"now": now})
+
     async def _object(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         answer: dict[str, Any] = await self._http.call(method, path, body)
         return answer

@@ -8,11 +8,14 @@ from contextlib import asynccontextmanager
 import structlog
 
 from libs.common import runtime
+from libs.common.addresses import networks
 from libs.common.audit import Audit
 from libs.common.bus.connection import Bus
 from libs.common.bus.failures import BusError
 from libs.common.contracts.codec import Malformed
 from libs.common.credentials.directory import Directory
+from libs.common.credentials.failure_log import FailureLog
+from libs.common.credentials.failures import Rate
 from libs.common.credentials.verifiers import Verifiers
 from libs.common.ids import new_boot_id
 from libs.common.ops import Check
@@ -31,7 +34,9 @@ from services.auth.readiness import Readiness
 from services.auth.recording import recorded
 from services.auth.registry import Registry
 from services.auth.revoker import Revoker
+from services.auth.rotation import Schedule
 from services.auth.settings import AuthSettings
+from services.auth.signing_admin import SigningAdmin
 from services.auth.trail import AuditTrail
 from services.auth.trail_routes import TrailRoutes
 
@@ -45,7 +50,7 @@ async def start(settings: AuthSettings, bus: Bus) -> AsyncIterator[Running]:
     cluster_secret = settings.cluster_secret.get_secret_value().encode()
     verifiers = Verifiers(cluster_secret)
     directory = Directory(bus)
-    keyring = Keyring(bus, cluster_secret)
+    keyring = Keyring(bus, cluster_secret, Schedule(settings.signing_key_life, settings.signing_key_lead))
     registry = Registry(bus, directory, verifiers)
     revoker = Revoker(bus)
     audit = Audit(bus, "auth", new_boot_id())
@@ -60,6 +65,12 @@ async def start(settings: AuthSettings, bus: Bus) -> AsyncIterator[Running]:
         "checkpoints": checkpoints.check,
     }
     readiness = Readiness(directory.check, keyring.check, revoker.revocations.check)
+    failures = FailureLog(
+        bus,
+        cluster_secret,
+        address_rate=Rate(settings.address_failures),
+        name_rate=Rate(settings.client_failures),
+    )
     judge = Judge(settings.issuer, directory, keyring, revoker.revocations, verifiers)
     oauth = OAuthRoutes(
         OAuth(settings.issuer, directory, keyring, verifiers),
@@ -68,11 +79,14 @@ async def start(settings: AuthSettings, bus: Bus) -> AsyncIterator[Running]:
         registry,
         revoker,
         Once(bus),
+        failures,
+        networks(settings.trusted_proxies),
     )
     authorization = Authorization(judge, readiness)
     trail = TrailRoutes(authorization, AuditTrail(bus, keyring))
     admin = Admin(authorization, directory, registry, operator=settings.bootstrap_client_id)
-    routes = recorded([*oauth.routes, *admin.routes, *trail.routes], audit)
+    signing = SigningAdmin(authorization, keyring)
+    routes = recorded([*oauth.routes, *admin.routes, *signing.routes, *trail.routes], audit)
 
     async def drain() -> None:
         """The trail ends with a word, and a signature over it."""
@@ -87,6 +101,7 @@ async def start(settings: AuthSettings, bus: Bus) -> AsyncIterator[Running]:
             "operator": operator.run(),
             "audit": audit.run(),
             "checkpoints": checkpoints.run(),
+            "failures": failures.run(),
         },
         ports=[
             Port(

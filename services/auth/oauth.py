@@ -43,19 +43,21 @@ logging.getLogger("authlib").setLevel(logging.INFO)
 
 
 class Answer(NamedTuple):
-    """`client` is the id of a client that exists, or empty: what a stranger typed there may be a secret. `claimed` is what
-    was typed, for counting only. The answer holds only if `used` was never used before."""
+    """`client` is the id of a client that exists, or empty: what a stranger typed there may be a secret. The answer holds
+    only if `used` was never used before."""
 
     status: int
     body: dict[str, Any]
     headers: dict[str, str]
     client: str
-    claimed: str = ""
     used: assertions.Used | None = None
 
     @property
     def error(self) -> str | None:
         return self.body.get("error")
+
+
+Act = Callable[["TokenRequest"], tuple[int, dict[str, Any], list[tuple[str, str]]]]
 
 
 class OAuth:
@@ -66,25 +68,25 @@ class OAuth:
 
     def token(self, authorizations: list[str], content_type: str, body: bytes) -> Answer:
         """One request to the token endpoint. The caller has seen to it that clients and keys are at hand."""
-        return self.answered(authorizations, content_type, body, self.issue)
+        asked = self.read(authorizations, content_type, body)
+        return asked if isinstance(asked, Answer) else self.answered(asked, self.issue)
 
-    def answered(
-        self,
-        authorizations: list[str],
-        content_type: str,
-        body: bytes,
-        act: "Callable[[TokenRequest], tuple[int, dict[str, Any], list[tuple[str, str]]]]",
-    ) -> Answer:
-        """What `act` answers to the request, or why it is refused."""
-        request: TokenRequest | None = None
+    def read(self, authorizations: list[str], content_type: str, body: bytes) -> "TokenRequest | Answer":
+        """The request, nothing of it verified; or why it is none."""
         try:
-            request = TokenRequest(self._endpoint, presenting.read(authorizations, content_type, body))
-            status, answer, headers = act(request)
+            return TokenRequest(self._endpoint, presenting.read(authorizations, content_type, body))
         except OAuth2Error as error:
-            status, answer, headers = error()
-        said = request.presented.client if request and request.presented else ""
-        client = said if said in self._directory.clients else ""
-        return Answer(status, answer, dict(headers), client, said, request.used if request else None)
+            return _refused(error)
+
+    def answered(self, request: "TokenRequest", act: Act) -> Answer:
+        """What `act` answers to the request, or why it is refused."""
+        try:
+            status, body, headers = act(request)
+            answer = Answer(status, body, dict(headers), "")
+        except OAuth2Error as error:
+            answer = _refused(error)
+        client = request.claimed if request.claimed in self._directory.clients else ""
+        return answer._replace(client=client, used=request.used)
 
     def issue(self, request: "TokenRequest") -> Any:
         """RFC 6749 §4.4.2. Raises OAuth2Error."""
@@ -111,6 +113,7 @@ class TokenRequest(OAuth2Request):  # type: ignore[misc]  # authlib has no types
         self.payload = BasicOAuth2Payload(asked.form)
         self.fields = asked.form
         self.presented = asked.presented
+        self.claimed = asked.presented.client if asked.presented else ""  # whoever it says it is
         self.used: assertions.Used | None = None
 
 
@@ -219,6 +222,11 @@ class AccessTokens(JWTBearerTokenGenerator):  # type: ignore[misc]  # authlib ha
 
     def get_jti(self, client: OAuthClient, grant_type: str, user: Any, scope: str) -> str:
         return secrets.token_urlsafe(16)
+
+
+def _refused(error: OAuth2Error) -> Answer:
+    status, body, headers = error()
+    return Answer(status, body, dict(headers), "")
 
 
 def _tls(issuer: str) -> str:

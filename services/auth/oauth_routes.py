@@ -1,7 +1,8 @@
 """The three OAuth endpoints over HTTP: the asynchronous shell around `oauth` and `inspection`."""
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -11,12 +12,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from libs.common.addresses import Network, caller
 from libs.common.bus.failures import BusError
 from libs.common.contracts.faults import Code, Failed, Fault
+from libs.common.credentials.failure_log import FailureLog
 from services.auth import metrics
 from services.auth.bodies import read_body
 from services.auth.inspection import End, Inspection, KeyEnd, NotYours, TokenEnd
-from services.auth.oauth import TOKEN_PATH, Answer, OAuth, TokenRequest
+from services.auth.oauth import TOKEN_PATH, Act, Answer, OAuth, TokenRequest
 from services.auth.once import Once
 from services.auth.presenting import ClientRefused
 from services.auth.readiness import Readiness
@@ -29,8 +32,6 @@ log = structlog.get_logger()
 REVOKE_PATH, INTROSPECT_PATH = "/oauth/revoke", "/oauth/introspect"
 NO_STORE = {"Cache-Control": "no-store", "Pragma": "no-cache"}  # RFC 6749 §5.1
 
-Act = Callable[[TokenRequest], tuple[int, dict[str, Any], list[tuple[str, str]]]]
-
 
 class OAuthRoutes:
     def __init__(
@@ -41,6 +42,8 @@ class OAuthRoutes:
         registry: Registry,
         revoker: Revoker,
         once: Once,
+        failures: FailureLog,
+        trusted: Sequence[Network] = (),
     ) -> None:
         self._oauth = oauth
         self._inspection = inspection
@@ -48,6 +51,8 @@ class OAuthRoutes:
         self._registry = registry
         self._revoker = revoker
         self._once = once
+        self._failures = failures
+        self._trusted = trusted
 
     @property
     def routes(self) -> list[Route]:
@@ -128,13 +133,31 @@ class OAuthRoutes:
             answer = _oauth_error(error.fault, code)
         else:
             headers = request.headers
-            answer = self._oauth.answered(headers.getlist("authorization"), headers.get("content-type", ""), body, act)
-            answer = await self._once_only(answer)
+            asked = self._oauth.read(headers.getlist("authorization"), headers.get("content-type", ""), body)
+            answer = await self._judged(request, asked, act)
         note(request, actor=answer.client)
         if answer.error is not None:
             metrics.failures.labels(answer.error).inc()
             log.info("token.denied", client=answer.client or "(unknown)", reason=answer.error, path=request.url.path)
         return answer
+
+    async def _judged(self, request: Request, asked: TokenRequest | Answer, act: Act) -> Answer:
+        """Between the look at earlier failures and the count of this one nothing waits, so many requests at once get no
+        more guesses than as many in a row; only who shows an assertion with a good signature waits for its record."""
+        claimed = "" if isinstance(asked, Answer) else asked.claimed
+        attempts = self._failures.ask(self._caller(request), claimed)
+        if (wait := attempts.blocked_s) > 0:
+            return _slow_down(wait)
+        answer = asked if isinstance(asked, Answer) else await self._once_only(self._oauth.answered(asked, act))
+        if answer.error is None:
+            attempts.succeeded()
+        elif answer.error == ClientRefused.error and (wait := attempts.failed()) > 0:
+            return _slow_down(wait)._replace(client=answer.client)
+        return answer
+
+    def _caller(self, request: Request) -> str:
+        peer = request.client.host if request.client else ""
+        return caller(peer, request.headers.getlist("x-forwarded-for"), self._trusted)
 
 
 def _named(end: End) -> str:
@@ -163,6 +186,12 @@ def _away(message: str) -> Answer:
     return _oauth_error(Fault(code=Code.UNAVAILABLE, message=message, retry_after_s=1), "temporarily_unavailable")
 
 
+def _slow_down(wait_s: float) -> Answer:
+    """`slow_down` is RFC 8628's, §3.5; RFC 6749 has none for it."""
+    message = "There were too many failed attempts. Look whether client_id and secret are right, and try again later."
+    return _oauth_error(Fault(code=Code.RATE_LIMITED, message=message, retry_after_s=wait_s), "slow_down")
+
+
 def _oauth_error(fault: Fault, code: str) -> Answer:
-    headers = {"Retry-After": "1"} if fault.retry_after_s else {}
+    headers = {"Retry-After": str(math.ceil(fault.retry_after_s))} if fault.retry_after_s else {}
     return Answer(fault.meaning.status, {"error": code, "error_description": fault.message}, headers, "")

@@ -38,13 +38,15 @@ ACTIONS: dict[tuple[str, str], str] = {
     ("GET", "/keys"): "key.read",
     ("GET", "/keys/{key}"): "key.read",
     ("DELETE", "/keys/{key}"): "key.revoke",
+    ("GET", "/signing-keys"): "signing_key.read",
+    ("POST", "/signing-keys/rotate"): "signing_key.rotate",
     ("GET", "/audit"): "audit.read",
 }
 # Equal ones within a minute become one record with a count.
-OFTEN = frozenset({"client.read", "key.read", "audit.read", "token.introspect"})
+OFTEN = frozenset({"client.read", "key.read", "signing_key.read", "audit.read", "token.introspect"})
 DENIED = frozenset({Code.UNAUTHENTICATED, Code.FORBIDDEN, Code.RATE_LIMITED})
 DENIED_BY_OAUTH = frozenset(
-    {"invalid_client", "invalid_scope", "invalid_grant", "unauthorized_client", "access_denied"}
+    {"invalid_client", "invalid_scope", "invalid_grant", "unauthorized_client", "access_denied", "slow_down"}
 )
 
 

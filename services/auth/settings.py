@@ -23,6 +23,19 @@ class AuthSettings(HttpSettings):
         min_length=MIN_SECRET,
         description="32 or more random characters, the same for all auth and gateway processes",
     )
+    trusted_proxies: str = Field(
+        "", description="addresses and networks whose X-Forwarded-For is believed, comma separated"
+    )
+    address_failures: int = Field(
+        10, ge=0, description="failed authentications a minute from one address (IPv6: one /64); 0: any number"
+    )
+    client_failures: int = Field(5, ge=0, description="the same for one client id, from everywhere")
+    signing_key_life: float = Field(
+        30 * 86400.0, ge=1, description="how long a key signs tokens before the next one does"
+    )
+    signing_key_lead: float = Field(
+        330.0, ge=0, description="how long a key is published before it signs; verifiers may cache keys for 300"
+    )
     bootstrap_client_id: str = Field("", description="name of an operator's client that is made when it is missing")
     bootstrap_client_secret: SecretStr = Field(
         SecretStr(""), validate_default=True, description="its secret, 32 or more random characters"
@@ -36,6 +49,12 @@ class AuthSettings(HttpSettings):
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
             raise ValueError("give an http or https URL without query and fragment")
         return value.rstrip("/")
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _trusted_proxies(cls, value: str) -> str:
+        networks(value)
+        return value
 
     @field_validator("bootstrap_client_id")
     @classmethod

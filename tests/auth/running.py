@@ -67,6 +67,8 @@ async def running_auth(nats: NatsServer, *, ready: bool = True, **settings: Any)
         "cluster_secret": CLUSTER_SECRET,
         "bootstrap_client_id": OPERATOR,
         "bootstrap_client_secret": OPERATOR_SECRET,
+        "address_failures": 0,  # tests fail on purpose, all from one address
+        "client_failures": 0,
         **settings,
     }
     effective = AuthSettings(**given)

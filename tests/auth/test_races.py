@@ -14,6 +14,7 @@ from libs.common.credentials.verifiers import Verifiers
 from services.auth import registry as registry_module
 from services.auth.keyring import Keyring
 from services.auth.registry import Registry
+from services.auth.rotation import Schedule
 from tests.support.waiting import eventually
 
 SECRET = b"s" * 32
@@ -33,7 +34,7 @@ async def test_of_replicas_that_all_find_no_key_one_makes_it_and_the_others_read
         return found
 
     monkeypatch.setattr(Bucket, "get", get)
-    replicas = [Keyring(bus, SECRET) for _ in range(3)]
+    replicas = [Keyring(bus, SECRET, Schedule(3600, 330)) for _ in range(3)]
     tasks = [asyncio.create_task(replica.run()) for replica in replicas]
     await eventually(lambda: all(replica.check() is None for replica in replicas))
     assert len({tuple(replica.public) for replica in replicas}) == 1

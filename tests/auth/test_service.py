@@ -20,7 +20,8 @@ from libs.common.bus.provision import create_missing
 from libs.common.contracts.clients import AUDIENCE, DEFAULT_SCOPES, Client, Limits, decode_client
 from libs.common.contracts.codec import encode
 from libs.common.credentials import api_keys
-from services.auth.keyring import RECORD, Ring, SigningKey, decode_ring
+from services.auth.keyring import RECORD
+from services.auth.rotation import Ring, SigningKey, decode_ring
 from services.auth.sealing import CannotOpen, Seal
 from tests.auth.running import CLUSTER_SECRET, OPERATOR, OPERATOR_SECRET, Auth, running_auth
 from tests.support.nats_server import NatsServer, connected, nats_server
@@ -330,13 +331,17 @@ async def test_only_the_active_key_of_several_signs_and_all_are_published(auth: 
     (old,) = decode_ring(value).keys
     seal = Seal(CLUSTER_SECRET.encode())
 
+    now = int(time.time())
+
     def another(state: Any) -> SigningKey:
         key = ECKey.generate_key("P-256", {"alg": "ES256", "use": "sig"}, auto_kid=True)
         sealed = seal.close(msgspec.json.encode(key.as_dict(private=True)), kid=str(key.kid))
-        return SigningKey(kid=str(key.kid), state=state, public=dict(key.as_dict()), sealed=sealed, created_at="")
+        return SigningKey(
+            kid=str(key.kid), state=state, public=dict(key.as_dict()), sealed=sealed, created_at="", since=now
+        )
 
     active, following = another("active"), another("next")
-    ring = Ring(keys=(following, msgspec.structs.replace(old, state="retiring"), active))
+    ring = Ring(keys=(following, msgspec.structs.replace(old, state="retiring", since=now), active))
     await bucket.put(RECORD, encode(ring))
 
     async def published() -> set[str]:
