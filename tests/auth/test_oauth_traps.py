@@ -1,9 +1,11 @@
 """Defaults of Authlib and joserfc that would be holes here (security-and-clients.md §A1.3), and the rules of RFC 6749 §5.2.
 
-Traps 3, 4, 10 and 11 are the verifier's: tests/gateway/test_credentials_tokens.py. Traps 5 and 6 come with revocation.
+Traps 3, 4, 10 and 11 are the verifier's: tests/gateway/test_credentials_tokens.py. Traps 5 and 6: test_inspection.py; trap 2 after a
+rotation: test_rotation.py; trap 8 for assertions: test_assertions.py.
 """
 
 import base64
+import hmac
 import logging
 import statistics
 import subprocess
@@ -18,7 +20,7 @@ from authlib.oauth2.base import invalid_error_characters
 from joserfc import jwt
 from joserfc.jwk import ECKey, KeySet
 
-from libs.common.contracts.clients import DEFAULT_SCOPES, Client
+from libs.common.contracts.clients import DEFAULT_SCOPES, Client, ReplacedSecret
 from libs.common.credentials.verifiers import Verifiers
 from services.auth.oauth import Answer, OAuth
 
@@ -39,6 +41,14 @@ def oauth(issuer: str = "https://auth.example.org") -> OAuth:
         ),
         "reader": Client(id="reader", name="reader", scopes=("jobs:read",), verifiers=(VERIFIERS.of("right"),)),
         "only": Client(id="only", name="only", scopes=("admin:clients",), verifiers=(VERIFIERS.of("right"),)),
+        "replaced": Client(
+            id="replaced",
+            name="replaced",
+            verifiers=(VERIFIERS.of("new"),),
+            replaced=tuple(ReplacedSecret(verifier=VERIFIERS.of(old), until=2**33) for old in ("a", "b", "c")),
+        ),
+        "expired": Client(id="expired", name="expired", verifiers=(VERIFIERS.of("right"),), expires_at=1),
+        "keys-only": Client(id="keys-only", name="keys-only"),
         "off": Client(id="off", name="off", verifiers=(VERIFIERS.of("right"),), disabled=True),
     }
     directory: Any = SimpleNamespace(clients=clients)
@@ -108,6 +118,7 @@ def test_credentials_may_come_by_basic_or_in_the_form() -> None:
 
 def test_both_secrets_count_while_a_secret_is_being_replaced() -> None:
     assert [ask(basic("admin-1", secret)).status for secret in ("old", "new", "older")] == [200, 200, 401]
+    assert [ask(basic("replaced", secret)).status for secret in ("new", "a", "b", "c", "d")] == [200] * 4 + [401]
 
 
 def test_a_plain_http_issuer_behind_a_proxy_is_served() -> None:
@@ -122,6 +133,8 @@ REFUSALS: dict[str, tuple[list[str], dict[str, Any]]] = {
     "unknown client, basic": (basic("nobody", "right"), {}),
     "unknown client, form": ([], {"client_id": "nobody", "client_secret": "right"}),
     "disabled client": (basic("off", "right"), {}),
+    "expired client": (basic("expired", "right"), {}),
+    "a client without a secret": (basic("keys-only", "0"), {}),
     "no credentials": ([], {}),
     "a public client": ([], {"client_id": "alice"}),
     "an empty secret": (basic("alice", ""), {}),
@@ -145,6 +158,29 @@ def test_every_failed_authentication_is_answered_alike(name: str) -> None:
     assert answer.error == "invalid_client"
     assert answer.headers["WWW-Authenticate"].startswith('Basic realm="')
     assert answer.headers["Cache-Control"] == "no-store"
+
+
+def test_every_failed_authentication_is_the_same_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trap 8 without a clock: so many hashes and comparisons, of so many bytes, whatever the client has."""
+    done: list[tuple[str, int]] = []
+    digest, compare = hmac.digest, hmac.compare_digest
+
+    def counted_digest(key: bytes, message: bytes, name: str) -> bytes:
+        done.append(("digest", len(message)))
+        return digest(key, message, name)
+
+    def counted_compare(one: bytes, other: bytes) -> bool:
+        done.append(("compare", len(other)))
+        return compare(one, other)
+
+    monkeypatch.setattr(hmac, "digest", counted_digest)
+    monkeypatch.setattr(hmac, "compare_digest", counted_compare)
+    work = set()
+    for client in ("alice", "admin-1", "replaced", "off", "expired", "keys-only", "nobody", "", "\u00fc"):
+        done.clear()
+        assert ask(basic(client, "wrong"), client_id=client).status == 401
+        work.add(tuple(done))
+    assert work == {(("digest", 5), *[("compare", 64)] * 4)}
 
 
 def test_unknown_clients_cost_as_much_time_as_known_ones() -> None:
