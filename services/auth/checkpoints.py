@@ -190,7 +190,7 @@ class Checkpoints:
     def _statement(self, data: bytes) -> Statement | None:
         """Of a checkpoint that one of our keys has signed."""
         try:
-            opened = open_statement(decode_audit(data).statement, self._keyring.public)
+            opened = open_statement(decode_audit(data).statement, self._keyring.witnesses)
         except Malformed:
             return None
         return opened.statement if opened.checked else None

@@ -39,14 +39,22 @@ SEEN_WITHIN_S = 2.0
 # replicas were all away meanwhile does not sign with it again.
 WITHDRAWN_S = 30 * 86400
 
+DEFAULT = Schedule()
+
 
 class Keyring:
     """What the record holds now. `run` follows it, and does what is due: the first key, the next one, the end of old ones."""
 
     def __init__(
-        self, bus: Bus, cluster_secret: bytes, schedule: Schedule, *, clock: Callable[[], float] = time.time
+        self,
+        bus: Bus,
+        cluster_secret: bytes,
+        schedule: Schedule = DEFAULT,
+        *,
+        clock: Callable[[], float] = time.time,
     ) -> None:
-        self.public: dict[str, ECKey] = {}
+        self.public: dict[str, ECKey] = {}  # for tokens
+        self.witnesses: dict[str, ECKey] = {}  # for the audit trail: also those of the past
         self.active: KeySet | None = None
         self.ring: Ring | None = None
         self.schedule = schedule
@@ -164,7 +172,8 @@ class Keyring:
         )
 
     def _forget(self) -> None:
-        self.public, self.active, self.ring, self._problem = {}, None, None, "no signing key yet"
+        self.public, self.witnesses, self.active, self.ring = {}, {}, None, None
+        self._problem = "no signing key yet"
 
     def _withdraw(self, stored: Stored) -> None:
         if value_of(stored) is not None:
@@ -183,6 +192,8 @@ class Keyring:
         try:
             self.ring = decode_ring(value)
             self.public = {key.kid: ECKey.import_key(cast(Any, key.public)) for key in self.ring.keys}
+            past = {key.kid: ECKey.import_key(cast(Any, key.public)) for key in self.ring.past}
+            self.witnesses = {**past, **self.public}
             # A set of exactly one: out of several Authlib would pick at random, from a bare key it takes no `kid`.
             (active,) = (key for key in self.ring.keys if key.state == "active")
             private = msgspec.json.decode(self._seal.open(active.sealed, kid=active.kid))

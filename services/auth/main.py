@@ -8,7 +8,6 @@ from contextlib import asynccontextmanager
 import structlog
 
 from libs.common import runtime
-from libs.common.addresses import networks
 from libs.common.audit import Audit
 from libs.common.bus.connection import Bus
 from libs.common.bus.failures import BusError
@@ -80,7 +79,6 @@ async def start(settings: AuthSettings, bus: Bus) -> AsyncIterator[Running]:
         revoker,
         Once(bus),
         failures,
-        networks(settings.trusted_proxies),
     )
     authorization = Authorization(judge, readiness)
     trail = TrailRoutes(authorization, AuditTrail(bus, keyring))

@@ -2,7 +2,6 @@
 
 import math
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -12,7 +11,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from libs.common.addresses import Network, caller
 from libs.common.bus.failures import BusError
 from libs.common.contracts.faults import Code, Failed, Fault
 from libs.common.credentials.failure_log import FailureLog
@@ -23,7 +21,7 @@ from services.auth.oauth import TOKEN_PATH, Act, Answer, OAuth, TokenRequest
 from services.auth.once import Once
 from services.auth.presenting import ClientRefused
 from services.auth.readiness import Readiness
-from services.auth.recording import note
+from services.auth.recording import address_of, note
 from services.auth.registry import Registry
 from services.auth.revoker import Revoker
 
@@ -43,7 +41,6 @@ class OAuthRoutes:
         revoker: Revoker,
         once: Once,
         failures: FailureLog,
-        trusted: Sequence[Network] = (),
     ) -> None:
         self._oauth = oauth
         self._inspection = inspection
@@ -52,7 +49,6 @@ class OAuthRoutes:
         self._revoker = revoker
         self._once = once
         self._failures = failures
-        self._trusted = trusted
 
     @property
     def routes(self) -> list[Route]:
@@ -145,7 +141,7 @@ class OAuthRoutes:
         """Between the look at earlier failures and the count of this one nothing waits, so many requests at once get no
         more guesses than as many in a row; only who shows an assertion with a good signature waits for its record."""
         claimed = "" if isinstance(asked, Answer) else asked.claimed
-        attempts = self._failures.ask(self._caller(request), claimed)
+        attempts = self._failures.ask(address_of(request), claimed)
         if (wait := attempts.blocked_s) > 0:
             return _slow_down(wait)
         answer = asked if isinstance(asked, Answer) else await self._once_only(self._oauth.answered(asked, act))
@@ -154,10 +150,6 @@ class OAuthRoutes:
         elif answer.error == ClientRefused.error and (wait := attempts.failed()) > 0:
             return _slow_down(wait)._replace(client=answer.client)
         return answer
-
-    def _caller(self, request: Request) -> str:
-        peer = request.client.host if request.client else ""
-        return caller(peer, request.headers.getlist("x-forwarded-for"), self._trusted)
 
 
 def _named(end: End) -> str:

@@ -8,6 +8,9 @@ from pydantic_settings import SettingsConfigDict
 
 from libs.common.edge.settings import HttpSettings
 from services.auth.names import client_name
+from services.auth.rotation import Schedule
+
+DEFAULT = Schedule()
 
 MIN_SECRET = 32  # characters: nothing a human makes up, because verifiers are fast hashes
 
@@ -23,18 +26,17 @@ class AuthSettings(HttpSettings):
         min_length=MIN_SECRET,
         description="32 or more random characters, the same for all auth and gateway processes",
     )
-    trusted_proxies: str = Field(
-        "", description="addresses and networks whose X-Forwarded-For is believed, comma separated"
-    )
     address_failures: int = Field(
         10, ge=0, description="failed authentications a minute from one address (IPv6: one /64); 0: any number"
     )
     client_failures: int = Field(5, ge=0, description="the same for one client id, from everywhere")
     signing_key_life: float = Field(
-        30 * 86400.0, ge=1, description="how long a key signs tokens before the next one does"
+        DEFAULT.life_s, ge=1, description="how long a key signs tokens before the next one does"
     )
     signing_key_lead: float = Field(
-        330.0, ge=0, description="how long a key is published before it signs; verifiers may cache keys for 300"
+        DEFAULT.lead_s,
+        ge=0,
+        description="how long a key is published before it signs; verifiers may cache keys for 300",
     )
     bootstrap_client_id: str = Field("", description="name of an operator's client that is made when it is missing")
     bootstrap_client_secret: SecretStr = Field(
@@ -49,12 +51,6 @@ class AuthSettings(HttpSettings):
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
             raise ValueError("give an http or https URL without query and fragment")
         return value.rstrip("/")
-
-    @field_validator("trusted_proxies")
-    @classmethod
-    def _trusted_proxies(cls, value: str) -> str:
-        networks(value)
-        return value
 
     @field_validator("bootstrap_client_id")
     @classmethod

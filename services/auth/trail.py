@@ -100,7 +100,7 @@ class AuditTrail:
             since_ms=asked.since_ms,
             until_ms=asked.until_ms,
             kept=kept,
-            keys=list(self._keyring.jwks()["keys"]),
+            keys=[dict(key.as_dict(private=False)) for key in self._keyring.witnesses.values()],
         )
         return self._lines(asked, trail, found)
 

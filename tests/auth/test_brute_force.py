@@ -2,7 +2,6 @@
 
 import asyncio
 import functools
-import ipaddress
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -11,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from libs.common.addresses import caller, networks
 from libs.common.bus.buckets import Bucket
 from libs.common.bus.connection import Bus
 from libs.common.bus.failures import Conflict, Unconfirmed
@@ -61,39 +59,6 @@ def test_nobody_waits_longer_than_one_interval_for_what_he_did(tat: float, per_m
 )
 def test_whose_failures_count_together(one: str, other: str, together: bool) -> None:
     assert (address_group(one) == address_group(other)) is together
-
-
-PROXIES = networks("10.0.0.0/8, 192.0.2.7, fd00::/8")
-
-
-@pytest.mark.parametrize(
-    ("peer", "forwarded", "found"),
-    [
-        ("198.51.100.1", ["203.0.113.9"], "198.51.100.1"),  # no proxy: whatever it says
-        ("10.1.1.1", [], "10.1.1.1"),
-        ("10.1.1.1", ["203.0.113.9"], "203.0.113.9"),
-        ("10.1.1.1", ["1.1.1.1, 203.0.113.9"], "203.0.113.9"),  # the first is made up
-        ("10.1.1.1", ["1.1.1.1", "203.0.113.9, 192.0.2.7"], "203.0.113.9"),
-        ("::ffff:10.1.1.1", ["203.0.113.9"], "203.0.113.9"),
-        ("fd00::1", ["[2001:db8::5]:1234"], "2001:db8::5"),
-        ("10.1.1.1", ["203.0.113.9:5555"], "203.0.113.9"),
-        ("10.1.1.1", ["10.2.2.2"], "10.2.2.2"),
-        ("10.1.1.1", ["unknown"], "10.1.1.1"),
-        ("10.1.1.1", ["1.1.1.1, unknown, 10.3.3.3"], "10.3.3.3"),
-        ("10.1.1.1", [""], "10.1.1.1"),
-        ("", ["1.1.1.1"], ""),
-    ],
-)
-def test_only_what_a_trusted_proxy_wrote_is_believed(peer: str, forwarded: list[str], found: str) -> None:
-    assert caller(peer, forwarded, PROXIES) == found
-    assert caller(peer, forwarded, ()) == peer
-
-
-@given(st.text(), st.lists(st.text()))
-def test_headers_full_of_anything_give_an_address_or_the_peer(peer: str, forwarded: list[str]) -> None:
-    found = caller(peer, forwarded, networks("0.0.0.0/0, ::/0"))
-    if found != peer:
-        ipaddress.ip_address(found)
 
 
 # -- the service -----------------------------------------------------------------------------------------------------

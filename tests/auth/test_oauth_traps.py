@@ -1,7 +1,7 @@
 """Defaults of Authlib and joserfc that would be holes here (security-and-clients.md §A1.3), and the rules of RFC 6749 §5.2.
 
-Traps 3, 4, 10 and 11 are the verifier's: tests/gateway/test_credentials_tokens.py. Traps 5 and 6: test_inspection.py; trap 2 after a
-rotation: test_rotation.py; trap 8 for assertions: test_assertions.py.
+Traps 3, 4, 10 and 11 are the verifier's: tests/gateway/test_credentials_tokens.py. Traps 5 and 6: test_inspection.py; trap 2
+after a rotation: test_rotation.py; trap 8 for assertions: test_assertions.py.
 """
 
 import base64

@@ -82,7 +82,10 @@ def test_a_ring_keeps_its_promises_whatever_happens(history: list[tuple[str, int
         assert [key.state for key in ring.keys].count("active") == 1
         assert [key.state for key in ring.keys].count("next") <= 1
         assert len(set(kids)) == len(kids)
-        assert not withdrawn & set(kids)
+        assert not withdrawn & {*kids, *(key.kid for key in ring.past)}
+        assert not set(kids) & {key.kid for key in ring.past}
+        gone = set(published) - set(kids) - withdrawn
+        assert gone == {key.kid for key in ring.past}, "what they signed for longer can be verified"
         active = ring.of("active")
         assert active is not None
         if signer is None or active.kid != signer.kid:
@@ -236,6 +239,9 @@ async def test_old_keys_go_and_their_successors_come_by_themselves(nats: NatsSer
             await eventually(replaced)
         published = (await auth.http.get("/.well-known/jwks.json")).json()["keys"]
         assert len(published) == 2, "the first of three has gone"
+        value, _ = await bucket.get(RECORD)
+        assert value is not None
+        assert len(decode_ring(value).past) == 1
 
 
 async def test_a_withdrawal_that_was_cut_short_is_carried_through(nats: NatsServer, bus: Bus) -> None:
