@@ -32,6 +32,7 @@ from libs.common import logs, settings
 from libs.common.bus.connection import Bus
 from libs.common.bus.failures import BusError
 from libs.common.bus.provision import drift
+from libs.common.contracts.permissions import compared_by
 from libs.common.edge import Edge, HttpLimits
 from libs.common.edge.front import Front
 from libs.common.edge.protocol import EdgeProtocol
@@ -127,6 +128,8 @@ async def _run(service: Service[S], effective: S) -> int:
         await bus.open(
             effective.nats_servers,
             password=effective.nats_password.get_secret_value(),
+            nkey_seed=effective.nats_nkey.get_secret_value(),
+            tls=effective.nats_tls,
             name=f"arriero-{service.name}",
         )
         async with service.start(effective, bus) as running:
@@ -196,7 +199,7 @@ async def _serve(name: str, effective: ServiceSettings, bus: Bus, running: Runni
     servers = [_Server(port) for port in [ops, *running.ports]]
     background = {
         **{f"{name}.{task}": coroutine for task, coroutine in running.tasks.items()},
-        "runtime.drift": _watch_drift(bus, state),
+        "runtime.drift": _watch_drift(bus, compared_by(name), state),
         "runtime.lost": _watch_lost(bus, state),
     }
     tasks = [asyncio.create_task(_guard(task, coroutine, state), name=task) for task, coroutine in background.items()]
@@ -295,14 +298,14 @@ async def _guard(name: str, coroutine: Coroutine[Any, Any, None], state: _State)
         log.exception("task.failed", task=name)
 
 
-async def _watch_drift(bus: Bus, state: _State) -> None:
-    """Compares the streams until they are as declared, and again after every reconnect."""
+async def _watch_drift(bus: Bus, streams: frozenset[str], state: _State) -> None:
+    """Compares the streams that this service uses until they are as declared, and again after every reconnect."""
     compared_at = 0
     while True:
         if state.drift != [] or compared_at != bus.connections:
             connections = bus.connections
             with contextlib.suppress(BusError):
-                found = await drift(bus)
+                found = await drift(bus, streams)
                 if found != state.drift and found:
                     log.error("streams.differ", differences=found)
                 state.drift, compared_at = found, connections

@@ -9,10 +9,11 @@ import sys
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
+from libs.common.bus.tls import Tls
 from libs.common.logs import without_password
 
 S = TypeVar("S", bound="ServiceSettings")
@@ -61,7 +62,16 @@ class ServiceSettings(BaseSettings):
 
     nats_url: str = Field("nats://127.0.0.1:8702", description="NATS servers, comma separated")
     nats_user: str = Field("", description="user name at NATS; its inboxes are under _INBOX.<user>")
-    nats_password: SecretStr = Field(SecretStr(""), description="password at NATS")
+    nats_password: SecretStr = Field(SecretStr(""), description="password at NATS, for a user that has one")
+    nats_nkey: SecretStr = Field(
+        SecretStr(""), description="nkey seed (SU…) of the user at NATS, instead of a password"
+    )
+    nats_tls_ca: str = Field(
+        "", description="file of the authorities trusted for tls:// URLs; empty: this machine's own"
+    )
+    nats_tls_cert: str = Field("", description="file of the client certificate, for a NATS that asks for one")
+    nats_tls_key: str = Field("", validate_default=True, description="file of its key")
+    nats_tls_first: bool = Field(False, description="the NATS server has handshake_first: TLS before anything is said")
     ops_host: str = Field("127.0.0.1", description="where /livez, /readyz and /metrics listen")
     ops_port: int = Field(0, ge=0, le=65535, description="their port; 0 takes a free one")
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="debug, info, warning or error")
@@ -77,6 +87,32 @@ class ServiceSettings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return init_settings, env_settings, SecretFiles(settings_cls)
+
+    @field_validator("nats_nkey")
+    @classmethod
+    def _a_seed(cls, value: SecretStr, info: ValidationInfo) -> SecretStr:
+        if seed := value.get_secret_value():
+            from libs.common.bus.nkeys import public_key
+
+            if (password := info.data.get("nats_password")) and password.get_secret_value():
+                raise ValueError("a password is given, too; give one of them")
+            public_key(seed)
+        return value
+
+    @field_validator("nats_tls_ca", "nats_tls_cert", "nats_tls_key", "nats_tls_first")
+    @classmethod
+    def _only_with_tls(cls, value: str | bool, info: ValidationInfo) -> str | bool:
+        """A server behind nats:// could be anybody, and what was set here would be passed over in silence."""
+        urls = [part.strip() for part in str(info.data.get("nats_url", "")).split(",")]
+        if value and not all(url.startswith("tls://") for url in urls):
+            raise ValueError("every URL in NATS_URL has to begin with tls://")
+        if info.field_name == "nats_tls_key" and bool(value) != bool(info.data.get("nats_tls_cert")):
+            raise ValueError("NATS_TLS_CERT and NATS_TLS_KEY go together")
+        return value
+
+    @property
+    def nats_tls(self) -> Tls:
+        return Tls(self.nats_tls_ca, self.nats_tls_cert, self.nats_tls_key, self.nats_tls_first)
 
     @property
     def nats_servers(self) -> list[str]:

@@ -1,48 +1,16 @@
-"""The embedded nats-server's users, as data, and its configuration file."""
+"""The embedded nats-server's configuration file. Its users lie beside it, in users.conf (`libs.cli.nats_users`)."""
 
 import json
+import shlex
 from pathlib import Path
 
-import msgspec
-
-ADMIN = "admin"
 # A machine that loses power may lose what was written since the last sync; nats-server's own default is two minutes.
 SYNC_INTERVAL = "5s"
 MAX_PAYLOAD = 2 * 1024 * 1024  # a record may have 1 MiB (contracts.streams), with its headers and subject
+USERS = "users.conf"
 
 
-class User(msgspec.Struct, frozen=True, kw_only=True):
-    """None: everything is allowed."""
-
-    name: str
-    publish: tuple[str, ...] | None = None
-    subscribe: tuple[str, ...] | None = None
-
-
-def service_users(nodes: tuple[str, ...]) -> tuple[User, ...]:
-    """One user per service, and one per worker, so that each can be told apart, narrowed and revoked alone."""
-    return (
-        User(name=ADMIN),
-        User(name="auth"),
-        User(name="gateway"),
-        User(name="router"),
-        *(User(name=f"worker-{node}") for node in nodes),
-    )
-
-
-def client_user(client: str) -> User:
-    """What an internal service may do with its own NATS credentials: ask the gateways as itself, and hear about its own jobs."""
-    return User(
-        name=client,
-        publish=(f"api.{client}.>",),
-        subscribe=(f"_INBOX.{client}.>", f"out.*.{client}.>", f"evt.{client}.>"),
-    )
-
-
-def render(
-    *, host: str, port: int, monitor: int, store: Path, max_file_store: int, users: list[tuple[User, str]]
-) -> str:
-    """The configuration file; it holds passwords."""
+def render(*, host: str, port: int, monitor: int, store: Path, max_file_store: int) -> str:
     lines = [
         "# Written by `arriero up` at every start; changes here are lost.",
         "server_name: arriero",
@@ -54,28 +22,14 @@ def render(
         f"  max_file_store: {max_file_store}",
         f"  sync_interval: {_quoted(SYNC_INTERVAL)}",
         "}",
-        "authorization {",
-        "  users: [",
-        *(_user(user, password) for user, password in users),
-        "  ]",
-        "}",
+        f"include {_quoted(USERS)}",
     ]
     return "\n".join(lines) + "\n"
 
 
-def environment_file(*, url: str, client: str, password: str) -> str:
-    """Ready to source. Its values need no quoting in a shell: a URL, a subject token, a URL-safe secret."""
-    return f"NATS_URL={url}\nNATS_USER={client}\nNATS_PASSWORD={password}\n"
-
-
-def _user(user: User, password: str) -> str:
-    text = f"    {{ user: {_quoted(user.name)}, password: {_quoted(password)}"
-    allowed = [
-        f"{verb}: {{ allow: [{', '.join(map(_quoted, subjects))}] }}"
-        for verb, subjects in (("publish", user.publish), ("subscribe", user.subscribe))
-        if subjects is not None
-    ]
-    return text + (f", permissions: {{ {', '.join(allowed)} }} }}" if allowed else " }")
+def environment_file(*, url: str, client: str, seed_file: Path) -> str:
+    """Ready to source. NATS_NKEY names the file with the seed, as the `nats` command wants it, and nats-py."""
+    return f"NATS_URL={url}\nNATS_USER={client}\nNATS_NKEY={shlex.quote(str(seed_file))}\n"
 
 
 def _quoted(text: str) -> str:

@@ -100,7 +100,7 @@ def service_processes(
         everywhere = {
             "NATS_URL": f"nats://{HOST}:{ports.nats}",
             "NATS_USER": user,
-            "NATS_PASSWORD_FILE": str(home.secret_file(f"nats-{user}")),
+            "NATS_NKEY_FILE": str(home.secret_file(f"nats-{user}.nk")),
             "OPS_HOST": HOST,
             "OPS_PORT": str(ports.ops[name]),
             "DRAIN_GRACE": f"{drain_grace:g}",

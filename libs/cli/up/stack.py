@@ -7,12 +7,14 @@ import shutil
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from libs.cli import nats_users
 from libs.cli.failures import CommandFailed
 from libs.cli.home import About, Holder, Home, MadeClient, UpFile
 from libs.cli.up import demo_client, leftovers, nats_config
@@ -34,6 +36,7 @@ from libs.cli.up.processes import (
 from libs.cli.up.supervisor import Change, Died, NeverReady, Ready, Slow, Started, Supervisor, how_it_ended
 from libs.cli.whereabouts import Administrator
 from libs.common.contracts.nodes import canonical_model
+from libs.common.contracts.permissions import SERVICES, Account, Kind, client_user, worker_user
 
 START_S = 60.0  # slower than that is broken, on any machine
 BEYOND_GRACE_S = 15.0  # what a service needs to end when its grace is over
@@ -120,13 +123,12 @@ async def prepare(options: Options, home: Home, narrator: Narrator) -> "Stack":
 
 
 def write_nats_config(home: Home, ports: Ports, fleet: Fleet, client: str) -> None:
-    """For the services' users and that of `client`; makes every secret that is missing. Raises CommandFailed."""
+    """For the services' users and those of clients; makes every secret that is missing. Raises CommandFailed."""
     store = home.nats / "store"
     is_new = not store.exists()
     home.secret("cluster", fresh=is_new)
     home.secret(OPERATOR, fresh=is_new)
-    users = (*nats_config.service_users(tuple(node.name for node in fleet.nodes)), nats_config.client_user(client))
-    passwords = [(user, home.secret(f"nats-{user.name}")) for user in users]
+    _move_store(store)
     about = home.read(home.path / "home.json", About, remedy=f"move {home.path} away to start afresh")
     if about is None:
         # Streams reserve up to half of what is free; the rest is for those that later versions add.
@@ -135,18 +137,32 @@ def write_nats_config(home: Home, ports: Ports, fleet: Fleet, client: str) -> No
     home.write(
         home.nats / "server.conf",
         nats_config.render(
-            host=HOST,
-            port=ports.nats,
-            monitor=ports.monitor,
-            store=store,
-            max_file_store=about.max_file_store,
-            users=passwords,
+            host=HOST, port=ports.nats, monitor=ports.monitor, store=store, max_file_store=about.max_file_store
         ),
     )
+    seed = nats_users.ensure_seed(home.secrets, client_user(client))
+    write_users(home, [node.name for node in fleet.nodes])
     home.write(
         nats_environment(home, client),
-        nats_config.environment_file(url=_nats(ports), client=client, password=home.secret(f"nats-{client}")),
+        nats_config.environment_file(url=_nats(ports), client=client, seed_file=seed),
     )
+
+
+def write_users(home: Home, nodes: Sequence[str]) -> None:
+    """users.conf, for the services, the workers of these nodes, and every client that has a key. Raises CommandFailed."""
+    services = [*SERVICES, *(worker_user(node) for node in nodes)]
+    for user in services:
+        nats_users.ensure_seed(home.secrets, user)
+    clients = {name: user for name, user in nats_users.kept(home.secrets).items() if user.kind is Kind.CLIENT}
+    users = {nats_users.file_name(user): user for user in services} | clients
+    home.write(home.nats / nats_config.USERS, nats_users.render(nats_users.keyed(home.secrets, users)))
+
+
+def _move_store(store: Path) -> None:
+    """Homes of earlier versions have their streams in nats-server's nameless account."""
+    earlier, now = (store / "jetstream" / account for account in ("$G", Account.ARRIERO))
+    if earlier.is_dir() and not now.exists():
+        earlier.rename(now)
 
 
 class Stack:
@@ -241,14 +257,16 @@ class Stack:
         for process in self._foundation:
             self._supervisor.start(process)
         # While nats-server starts: this import takes half a second.
-        from libs.cli.up.streams import provision, silence_logs
+        from libs.cli.up.streams import Login, provision, silence_logs
 
         silence_logs()
         await self._supervisor.until_ready(["nats"])
         provisioned = await provision(
-            _nats(self._ports),
-            nats_config.ADMIN,
-            self._home.secret(f"nats-{nats_config.ADMIN}"),
+            Login(
+                _nats(self._ports),
+                nats_users.ADMIN.name,
+                nkey_seed=nats_users.seed(self._home.secrets, nats_users.ADMIN),
+            ),
             free_disk=_free_disk(self._home.nats),
         )
         if provisioned.created:

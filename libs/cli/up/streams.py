@@ -1,6 +1,8 @@
 """Streams and buckets of a server: what `arriero nats init` does, and `arriero up` before it starts the services."""
 
+import contextlib
 import logging
+from collections.abc import AsyncIterator
 
 import msgspec
 import structlog
@@ -9,6 +11,17 @@ from libs.cli.failures import CommandFailed
 from libs.common.bus.connection import Bus
 from libs.common.bus.failures import BusError
 from libs.common.bus.provision import create_missing, drift
+from libs.common.bus.tls import Tls
+
+
+class Login(msgspec.Struct, frozen=True):
+    """Where NATS is, and as whom: with a password, or a seed."""
+
+    url: str
+    user: str
+    password: str = ""
+    nkey_seed: str = ""
+    tls: Tls = Tls()
 
 
 class Provisioned(msgspec.Struct, frozen=True):
@@ -22,15 +35,31 @@ def silence_logs() -> None:
 
 
 async def provision(
-    url: str, user: str, password: str, *, free_disk: int | None = None, replicas: int = 1, check_only: bool = False
+    login: Login, *, free_disk: int | None = None, replicas: int = 1, check_only: bool = False
 ) -> Provisioned:
     """Creates what is missing, and says what differs; changes nothing that is there. Raises CommandFailed."""
-    bus = Bus(user)
+    async with connected(login) as bus:
+        try:
+            created = [] if check_only else await create_missing(bus, replicas=replicas, free_disk=free_disk)
+            return Provisioned(created, await drift(bus))
+        except BusError as error:
+            raise CommandFailed(f"streams cannot be set up: {error}", code="nats") from error
+
+
+@contextlib.asynccontextmanager
+async def connected(login: Login) -> AsyncIterator[Bus]:
+    """Raises CommandFailed."""
+    bus = Bus(login.user)
     try:
-        await bus.open([part.strip() for part in url.split(",")], password=password, name="arriero-cli")
-        created = [] if check_only else await create_missing(bus, replicas=replicas, free_disk=free_disk)
-        return Provisioned(created, await drift(bus))
+        await bus.open(
+            [part.strip() for part in login.url.split(",")],
+            password=login.password,
+            nkey_seed=login.nkey_seed,
+            tls=login.tls,
+            name="arriero-cli",
+        )
+        yield bus
     except BusError as error:
-        raise CommandFailed(f"streams cannot be set up: {error}", code="nats") from error
+        raise CommandFailed(str(error), code="nats") from error
     finally:
         await bus.close()

@@ -21,6 +21,7 @@ import structlog
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
+from libs.common.bus import tls as bus_tls
 from libs.common.bus.failures import (
     NO_MESSAGE,
     TOO_LARGE,
@@ -31,6 +32,7 @@ from libs.common.bus.failures import (
     Unconfirmed,
     refusal,
 )
+from libs.common.bus.tls import BadTls, NotEncrypted, Tls
 from libs.common.logs import without_password
 
 log = structlog.get_logger()
@@ -109,6 +111,15 @@ class _Client(Client):
             writer.transport.abort()
         await super()._attempt_reconnect()
 
+    def _connect_command(self) -> bytes:
+        """P18: nats-py encrypts when the server says so, and a server, or whoever is in between, may say nothing."""
+        server, writer = self._current_server, getattr(self._transport, "_io_writer", None)
+        if server and server.uri.scheme == "tls" and (not writer or writer.get_extra_info("ssl_object") is None):
+            raise NotEncrypted(
+                f"{server.uri.hostname}:{server.uri.port} does not speak TLS although it is named with tls://"
+            )
+        return super()._connect_command()
+
 
 class Subscription:
     """A running subscription; `stop` twice is harmless."""
@@ -136,6 +147,9 @@ class Bus:
         self._closing = False
         self._refused = 0  # attempts to connect that ended with "authorization violation", since the last connect
         self._said = ("", 0.0)  # the last error, and when it was logged
+        self._tls = Tls()
+        self._tls_refused = 0  # handshakes that failed for good, before the first connect
+        self._hopeless: asyncio.Future[str] | None = None  # while connecting for the first time: why that cannot be
         self._watchdog: asyncio.Task[None] | None = None
 
     @property
@@ -152,47 +166,73 @@ class Bus:
         servers: list[str],
         *,
         password: str = "",
+        nkey_seed: str = "",
+        tls: Tls | None = None,
         name: str = "",
         login: str = "",
         first: str = "$JS.API.INFO",
         within: float | None = None,
     ) -> None:
-        """Raises Away when no server answers within 30 s (P8: with endless reconnects, the first connect never gives up).
+        """As `user` with `password`, or as the holder of `nkey_seed`; the inboxes are under _INBOX.<user> in either case.
 
         `login`: the user's name, where it is not the one its inboxes have. `first`: a subject that is asked before anything else;
-        empty for users who may not ask it: they ask a first question of their own, alone.
+        empty for users who may not ask it: they ask a first question of their own, alone. Raises Away when no server answers
+        within 30 s (P8: with endless reconnects, the first connect never gives up), or none can be trusted.
         """
+        self._tls = tls or Tls()
         within = FIRST_CONNECT_S if within is None else within
+        self._hopeless = asyncio.get_running_loop().create_future()
+        user = None if nkey_seed else login or self.user or None
         try:
             async with asyncio.timeout(within):
-                await self._client.connect(
-                    servers=servers,
-                    name=name or self.user,
-                    user=login or self.user or None,
-                    password=password or None,
-                    inbox_prefix=f"_INBOX.{self.user}" if self.user else "_INBOX",
-                    max_reconnect_attempts=-1,
-                    reconnect_time_wait=0.25,  # type: ignore[arg-type]  # annotated as int, slept as float
-                    # A server that went away without a word is left within 4 s: before those who listen through another
-                    # one take this process for dead (8 s of silence), and before clocks run that an outage should stop.
-                    ping_interval=1,
-                    max_outstanding_pings=3,
-                    pending_size=8 << 20,
-                    error_cb=self._on_error,
-                    closed_cb=self._on_closed,
-                    disconnected_cb=self._on_disconnected,
-                    reconnected_cb=self._on_reconnected,
-                )
+                connecting = asyncio.create_task(self._connect(servers, user, password, nkey_seed, name), name="bus.connect")
+                either: list[asyncio.Future[Any]] = [connecting, self._hopeless]
+                try:
+                    await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+                    if not connecting.done():
+                        raise Away(self._hopeless.result())
+                    await connecting
+                finally:
+                    if connecting.cancel():
+                        await asyncio.wait({connecting})
                 if first:
                     await self._first_question(first)
-        except (nats.errors.Error, OSError, TimeoutError) as error:
+        except (nats.errors.Error, OSError, TimeoutError, BadTls, NotEncrypted, Away) as error:
             with suppress(Exception):
                 await self._client.close()
-            why = str(error) or self._said[0] or f"no answer in {within} s"
+            why = bus_tls.refusal(error, self._tls) or str(error) or self._said[0] or f"no answer in {within} s"
             where = without_password(", ".join(servers))
             raise Away(f"cannot reach NATS at {where} as user {self.user or '(none)'}: {why}") from error
+        finally:
+            self._hopeless = None
         self.connections, self.connected_at, self._refused = 1, time.monotonic(), 0
         self._watchdog = asyncio.create_task(self._watch_tasks(), name="bus.watchdog")
+
+    async def _connect(
+        self, servers: list[str], user: str | None, password: str, nkey_seed: str, name: str
+    ) -> None:
+        encrypted = any(url.startswith("tls://") for url in servers)
+        await self._client.connect(
+            servers=servers,
+            name=name or self.user,
+            user=user,
+            password=password or None,
+            nkeys_seed_str=nkey_seed or None,
+            tls=bus_tls.context(self._tls) if encrypted else None,
+            tls_handshake_first=self._tls.first,
+            inbox_prefix=f"_INBOX.{self.user}" if self.user else "_INBOX",
+            max_reconnect_attempts=-1,
+            reconnect_time_wait=0.25,  # type: ignore[arg-type]  # annotated as int, slept as float
+            # A server that went away without a word is left within 4 s: before those who listen through another
+            # one take this process for dead (8 s of silence), and before clocks run that an outage should stop.
+            ping_interval=1,
+            max_outstanding_pings=3,
+            pending_size=8 << 20,
+            error_cb=self._on_error,
+            closed_cb=self._on_closed,
+            disconnected_cb=self._on_disconnected,
+            reconnected_cb=self._on_reconnected,
+        )
 
     async def _first_question(self, subject: str) -> None:
         """Makes nats-py set up its reply inbox now: two first requests at once would each make one."""
@@ -470,7 +510,8 @@ class Bus:
                 self.lost.set()
 
     async def _on_error(self, error: Exception) -> None:
-        text = without_password(str(error)) or type(error).__name__
+        refused = bus_tls.refusal(error, self._tls)
+        text = refused or without_password(str(error)) or type(error).__name__
         before, at = self._said
         if text != before or time.monotonic() - at >= SAY_AGAIN_S:
             self._said = (text, time.monotonic())
@@ -479,6 +520,10 @@ class Bus:
             return
         if transport := self._client._transport:
             transport.close()  # type: ignore[no-untyped-call]  # nats-py leaves the socket of every failed attempt open
+        if refused and self._hopeless and not self._hopeless.done():
+            self._tls_refused += 1
+            if self._tls_refused >= len(self._client._server_pool):  # each of them
+                self._hopeless.set_result(refused)
         if "authorization violation" in text.lower():
             self._refused += 1
             if self._refused == REFUSED_ATTEMPTS and self.connections:

@@ -1,5 +1,6 @@
 """Streams and buckets: made once by `arriero nats init`, compared by every service at its start. Never changed, never deleted."""
 
+from collections.abc import Container
 from typing import Any
 
 from libs.common.bus.connection import Bus
@@ -29,10 +30,12 @@ async def create_missing(bus: Bus, *, replicas: int = 1, free_disk: int | None =
     return created
 
 
-async def drift(bus: Bus) -> list[str]:
-    """What differs between the declaration and the server, one sentence each. Raises BusError."""
+async def drift(bus: Bus, names: Container[str] | None = None) -> list[str]:
+    """What differs between the declaration and the server, one sentence each; of all streams, or of those. Raises BusError."""
     said = []
     for stream in STREAMS:
+        if names is not None and stream.name not in names:
+            continue
         found = await _config(bus, stream)
         if found is None:
             said.append(f"stream {stream.name} does not exist: run `arriero nats init`")
