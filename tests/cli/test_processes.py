@@ -78,7 +78,9 @@ def test_up_does_not_wait_for_the_worker_of_an_ollama_that_is_away(services: dic
 
 def test_secrets_are_named_as_files_and_stand_nowhere_else(services: dict[str, Process], home: Home, ports: Ports):
     home.open()
-    secrets = [home.secret(name) for name in ("cluster", "operator", "nats-auth", "nats-gateway", "nats-worker-gpu1")]
+    secrets = [
+        home.secret(name) for name in ("cluster", "operator", "nats-auth.nk", "nats-gateway.nk", "nats-worker-gpu1.nk")
+    ]
     told = [*services.values(), nats_process("nats-server", home, ports), *sim_processes(ports, NODES)]
 
     for process in told:
@@ -86,7 +88,7 @@ def test_secrets_are_named_as_files_and_stand_nowhere_else(services: dict[str, P
             assert not any(secret in text for secret in secrets)
     files = {name: value for name, value in services["auth"].environment.items() if name.endswith("_FILE")}
     assert set(files) == {
-        "ARRIERO_AUTH_NATS_PASSWORD_FILE",
+        "ARRIERO_AUTH_NATS_NKEY_FILE",
         "ARRIERO_AUTH_CLUSTER_SECRET_FILE",
         "ARRIERO_AUTH_BOOTSTRAP_CLIENT_SECRET_FILE",
     }

@@ -13,11 +13,10 @@ from typing import Any, NamedTuple
 import nats as nats_py
 import pytest
 
-from libs.cli.up.nats_config import User, client_user, render
 from libs.common.bus.connection import Bus
-from libs.common.bus.provision import create_missing
 from libs.common.contracts.clients import DEFAULT_SCOPES, Client
 from libs.common.contracts.codec import encode
+from libs.common.contracts.permissions import client_user, permissions
 from libs.common.runtime import Running
 from libs.ollama_sim.config import NodeConfig
 from libs.ollama_sim.server import running as running_node
@@ -29,42 +28,25 @@ from services.router.settings import RouterSettings
 from services.worker.main import start as start_worker
 from services.worker.settings import WorkerSettings
 from tests.gateway.running import SECRET
-from tests.support.nats_server import NatsServer, binary
+from tests.support.nats_server import NatsServer
+from tests.support.nats_users import Users, server_with_users
 from tests.support.waiting import eventually
 
 PAGE = Path(__file__).parents[2] / "docs" / "nats.md"
-CLIENT, PASSWORD = "billing", "password-of-the-test"
-SERVICES = ("admin", "gateway", "router", "worker")
+CLIENT = "billing"
+SERVICES = ("admin", "gateway", "router", "worker-node-a")
 
 
-class SecuredServer(NatsServer):
-    """With users and permissions, from the configuration that `arriero up` writes."""
+class SecuredServer:
+    """With the users and permissions that `arriero up` gives it."""
 
-    async def start(self) -> None:
-        ports = self.folder / "ports"
-        ports.mkdir(parents=True)
-        users = [(User(name=name), PASSWORD) for name in SERVICES] + [(client_user(CLIENT), PASSWORD)]
-        config = self.folder / "nats.conf"
-        config.write_text(
-            render(
-                host="127.0.0.1", port=-1, monitor=-1, store=self.folder / "store", max_file_store=1 << 30, users=users
-            )
-        )
-        self._process = await asyncio.create_subprocess_exec(
-            binary(), "-c", str(config), "--ports_file_dir", str(ports), "-l", str(self.folder / "nats.log")
-        )
-        await eventually(lambda: [f for f in ports.glob("*.ports") if f.read_text().strip()], within=10)
-        (found,) = ports.glob("*.ports")
-        self.port = int(json.loads(found.read_text())["nats"][0].rpartition(":")[2])
+    def __init__(self, inner: NatsServer, users: Users, folder: Path) -> None:
+        self.url, self.users, self._inner = inner.url, users, inner
+        self.seed_file = folder / f"nats-client-{CLIENT}.nk"
+        self.seed_file.write_text(users.seeds[CLIENT] + "\n")
 
-    @contextlib.asynccontextmanager
-    async def user(self, name: str) -> AsyncIterator[Bus]:
-        bus = Bus(name)
-        await bus.open([self.url], password=PASSWORD)
-        try:
-            yield bus
-        finally:
-            await bus.close()
+    def user(self, name: str) -> contextlib.AbstractAsyncContextManager[Bus]:
+        return self.users.connected(self._inner, name)
 
 
 @contextlib.asynccontextmanager
@@ -82,19 +64,18 @@ async def working(running: Running) -> AsyncIterator[None]:
 @pytest.fixture
 async def fleet(tmp_path: Path) -> AsyncIterator[SecuredServer]:
     """One node, one worker, one router, one gateway, each with its NATS user; and the client, known to auth's bucket."""
-    server = SecuredServer(tmp_path / "nats")
-    await server.start()
+    users = Users(nodes=["node-a"], clients=[CLIENT])
     async with contextlib.AsyncExitStack() as stack:
-        stack.push_async_callback(server.kill)
+        inner = await stack.enter_async_context(server_with_users(tmp_path / "nats", users))
+        server = SecuredServer(inner, users, tmp_path)
         buses = {name: await stack.enter_async_context(server.user(name)) for name in SERVICES}
-        await create_missing(buses["admin"], free_disk=1 << 30)
         record = Client(id=CLIENT, name=CLIENT, scopes=DEFAULT_SCOPES)
         await buses["admin"].append(f"$KV.clients.client.{CLIENT}", encode(record))
         node = await stack.enter_async_context(running_node(NodeConfig(time_scale=100)))
         worker = WorkerSettings(node="node-a", node_url=node.url)
         gateway = GatewaySettings(cluster_secret=SECRET, issuer="http://127.0.0.1:9")  # type: ignore[arg-type]  # pydantic makes it
         for running in (
-            await stack.enter_async_context(start_worker(worker, buses["worker"])),
+            await stack.enter_async_context(start_worker(worker, buses["worker-node-a"])),
             await stack.enter_async_context(start_router(RouterSettings(), buses["router"])),
             started := await stack.enter_async_context(start_gateway(gateway, buses["gateway"])),
         ):
@@ -111,7 +92,7 @@ def program() -> str:
 async def run_program(server: SecuredServer, folder: Path, model: str, prompt: str) -> tuple[int, str, str]:
     path = folder / "program.py"
     path.write_text(program(), encoding="utf-8")
-    environment = {**os.environ, "NATS_URL": server.url, "NATS_USER": CLIENT, "NATS_PASSWORD": PASSWORD}
+    environment = {**os.environ, "NATS_URL": server.url, "NATS_USER": CLIENT, "NATS_NKEY": str(server.seed_file)}
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-W", "error", str(path), model, prompt,
         env=environment, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
@@ -135,7 +116,7 @@ async def model_of(server: SecuredServer) -> str:
 
 
 async def ask(server: SecuredServer, verb: str, payload: Any) -> dict[str, Any]:
-    nc = await nats_py.connect(server.url, user=CLIENT, password=PASSWORD, inbox_prefix=f"_INBOX.{CLIENT}".encode())
+    nc = await nats_py.connect(server.url, nkeys_seed=str(server.seed_file), inbox_prefix=f"_INBOX.{CLIENT}".encode())
     try:
         return dict(
             json.loads((await nc.request(f"api.{CLIENT}.{verb}", json.dumps(payload).encode(), timeout=5)).data)
@@ -237,7 +218,7 @@ async def test_a_client_of_nats_can_do_nothing_but_ask_as_itself_and_hear_of_its
         refused.append(str(error).lower())
 
     nc = await nats_py.connect(
-        fleet.url, user=CLIENT, password=PASSWORD, inbox_prefix=f"_INBOX.{CLIENT}".encode(), error_cb=note
+        fleet.url, nkeys_seed=str(fleet.seed_file), inbox_prefix=f"_INBOX.{CLIENT}".encode(), error_cb=note
     )
     try:
         for subject in (
@@ -257,7 +238,7 @@ async def test_a_client_of_nats_can_do_nothing_but_ask_as_itself_and_hear_of_its
 
 
 def test_the_page_shows_the_permissions_that_arriero_makes() -> None:
-    user = client_user(CLIENT)
+    user = permissions(client_user(CLIENT))
     text = PAGE.read_text(encoding="utf-8")
     assert user.publish is not None
     assert user.subscribe is not None

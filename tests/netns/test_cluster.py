@@ -19,7 +19,7 @@ class Cluster(World):
 
     def start_servers(self) -> None:
         self.servers = [self.network.machine(f"nats-{n}") for n in (1, 2, 3)]
-        self.users(*(f"server:{server.address}" for server in self.servers))
+        self.users(servers=[server.address for server in self.servers])
         text = self.config("cluster.conf")
         for server in self.servers:
             own = text.replace("server_name: nats-1 ", f"server_name: {server.name} ")

@@ -1,7 +1,7 @@
 """Arriero on five machines, with cables that are pulled. Every test leaves the world whole.
 
 `hub` has NATS, auth, router and a gateway, `edge` a second gateway, `gpu-a` and `gpu-b` an Ollama (simulated) and a worker each.
-All of them are set up with the files of deploy/, so NATS allows each user only what deploy/nats/users.sh says.
+All of them are set up with the files of deploy/, so NATS allows each user only what `arriero nats users` writes.
 """
 
 import json
@@ -235,7 +235,7 @@ def test_nobody_is_taken_for_dead_after_nats_stood_still_for_15_s(world: World) 
 
 
 def test_nobody_asked_nats_for_more_than_his_user_may(world: World) -> None:
-    """The users of deploy/nats/users.sh have what the services need, also after all that has happened above."""
+    """The users of `arriero nats users` have what the services need, also after all that has happened above."""
     for name in [*world.processes, "worker-far"]:
         if world.log_file(name).exists():
             assert not re.findall(r".*[Pp]ermissions [Vv]iolation.*", world.log(name)), name

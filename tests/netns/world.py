@@ -11,12 +11,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import httpx
 
+from libs.cli.nats_users import Written, write
 from tests.netns.network import Machine, Network
 from tests.support.clients import Sse, parse_sse
 from tests.support.nats_server import binary
@@ -38,6 +39,13 @@ def until(predicate: Callable[[], Any], within: float) -> float:
 
 def inherited() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith(("ARRIERO_", "OLLAMA_"))}
+
+
+def make_users(
+    folder: Path, *, nodes: Sequence[str] = (), clients: Sequence[str] = (), servers: Sequence[str] = ()
+) -> Written:
+    """As `arriero nats users` does, without the second that a process takes to start."""
+    return write(folder / "secrets", folder / "users.conf", nodes=nodes, clients=clients, servers=servers)
 
 
 class World:
@@ -63,9 +71,8 @@ class World:
         """One of deploy/nats, with a store of this world's own."""
         return (DEPLOY / "nats" / name).read_text().replace("/var/lib/arriero/nats", str(self.folder / "store"))
 
-    def users(self, *nodes: str) -> None:
-        script = DEPLOY / "nats" / "users.sh"
-        subprocess.run([script, self.secrets, self.folder / "users.conf", *nodes], check=True, timeout=10)
+    def users(self, *nodes: str, servers: Sequence[str] = ()) -> None:
+        make_users(self.folder, nodes=nodes, servers=servers)
 
     def start_nats(self) -> None:
         path = self.folder / "server.conf"
@@ -93,7 +100,7 @@ class World:
 
     def node_settings(self, node: str) -> dict[str, str]:
         return {
-            "NATS_USER": f"worker-{node}", "NATS_PASSWORD_FILE": str(self.secrets / f"nats-worker-{node}"),
+            "NATS_USER": f"worker-{node}", "NATS_NKEY_FILE": str(self.secrets / f"nats-worker-{node}.nk"),
             "NODE": node, "SLOTS": "2",
         }  # fmt: skip
 
@@ -105,8 +112,8 @@ class World:
     def init(self, *words: str, at: Machine | None = None) -> subprocess.CompletedProcess[str]:
         return self.cli(
             self.hub, "nats", "init", *words,
-            ARRIERO_NATS_URL=f"nats://{(at or self.hub).address}:{NATS_PORT}", ARRIERO_NATS_USER="admin",
-            ARRIERO_NATS_PASSWORD_FILE=str(self.secrets / "nats-admin"),
+            ARRIERO_NATS_URL=f"nats://{(at or self.hub).address}:{NATS_PORT}",
+            ARRIERO_NATS_NKEY_FILE=str(self.secrets / "nats-admin.nk"),
         )  # fmt: skip
 
     def operator(self) -> dict[str, str]:

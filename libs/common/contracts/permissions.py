@@ -10,12 +10,13 @@ anything, can have an answer sent to a subject on which it may not publish, and 
 from enum import StrEnum
 from typing import NamedTuple
 
-from libs.common.contracts.codec import Contract
 from libs.common.contracts.streams import (
+    ATTEMPTS,
     AUDIT,
     CLIENTS,
     JOBS,
     LEASES,
+    LIMITS,
     MODELS,
     NODES,
     OUT,
@@ -92,12 +93,16 @@ SUBJECTS: tuple[Row, ...] = (
     Row("api.{client}.*", publish=(CLIENT,), hear=(GATEWAY,), answered=True),
     Row("audit.auth.*", publish=(AUTH,), answered=True),
     Row("audit.gateway.*", publish=(GATEWAY,), answered=True),
+    Row("$JS.API.DIRECT.GET.AUDIT.audit.auth.*", publish=(AUTH,), answered=True),  # a writer's own newest record
+    Row("$JS.API.DIRECT.GET.AUDIT.audit.gateway.*", publish=(GATEWAY,), answered=True),
     Row("$KV.nodes.{node}", publish=(WORKER,), hear=(ROUTER, WORKER), answered=True),
     Row("$KV.leases.*", publish=(ROUTER,), answered=True),
     Row("$KV.clients.>", publish=(AUTH,), answered=True),
     Row("$KV.signing.>", publish=(AUTH,), answered=True),
     Row("$KV.revoked.>", publish=(AUTH,), answered=True),
+    Row("$KV.attempts.>", publish=(AUTH, GATEWAY), answered=True),
     Row("$KV.models.>", publish=(GATEWAY,), answered=True),
+    Row("$KV.limits.>", publish=(GATEWAY,), answered=True),
 )
 
 # Every declared stream has a row (a test looks); a service compares at its start those about which it may ask.
@@ -124,6 +129,8 @@ STREAM_ACCESS: dict[str, dict[Kind, frozenset[Access]]] = {
     f"KV_{CLIENTS}": {AUTH: frozenset({INFO, FOLLOW, READ}), GATEWAY: frozenset({INFO, FOLLOW})},
     f"KV_{SIGNING}": {AUTH: frozenset({INFO, FOLLOW, READ})},
     f"KV_{REVOKED}": {AUTH: frozenset({INFO, FOLLOW, READ}), GATEWAY: frozenset({INFO, FOLLOW})},
+    f"KV_{ATTEMPTS}": {AUTH: frozenset({INFO, FOLLOW, READ}), GATEWAY: frozenset({INFO, FOLLOW, READ})},
+    f"KV_{LIMITS}": {GATEWAY: frozenset({INFO, READ})},
     f"KV_{MODELS}": {
         GATEWAY: frozenset({INFO, FOLLOW, READ}),
         ROUTER: frozenset({INFO, FOLLOW, READ}),
@@ -156,7 +163,7 @@ _ANSWERS: dict[Kind, tuple[str, ...]] = {
 _NEVER: dict[Kind, tuple[str, ...]] = {GATEWAY: ("_INBOX.admin.>", "_INBOX.auth.>")}
 
 
-class Permissions(Contract, frozen=True, kw_only=True):
+class Permissions(NamedTuple):
     """Lists as nats-server takes them; `deny` goes before `publish`. None: everything is allowed."""
 
     publish: tuple[str, ...] | None
@@ -164,7 +171,7 @@ class Permissions(Contract, frozen=True, kw_only=True):
     deny: tuple[str, ...] = ()
 
 
-class NatsUser(Contract, frozen=True, kw_only=True):
+class NatsUser(NamedTuple):
     """`own` is the node of a worker, the id of a client."""
 
     kind: Kind
@@ -204,7 +211,7 @@ def client_user(client: str) -> NatsUser:
 
 def permissions(user: NatsUser) -> Permissions:
     if user.kind is ADMIN:
-        return Permissions(publish=None, subscribe=None)
+        return Permissions(None, None)
     kind = user.kind
     says = [_for(user, row.subject) for row in SUBJECTS if kind in row.publish]
     hears = [_for(user, row.subject) for row in SUBJECTS if kind in row.hear]
@@ -236,7 +243,7 @@ def compared_by(service: str) -> frozenset[str]:
     return frozenset(stream for stream, kinds in STREAM_ACCESS.items() if INFO in kinds.get(kind, frozenset()))
 
 
-class Crossing(Contract, frozen=True, kw_only=True):
+class Crossing(NamedTuple):
     """One subject that `source` offers to the other account. `answered`: as a service; else as a plain stream of messages."""
 
     source: Account
