@@ -201,7 +201,7 @@ ASK = {
         "JOBS": "gateway router", "AUDIT": "auth", "KV_nodes": "gateway router", "KV_clients": "auth gateway",
         "KV_signing": "auth", "KV_revoked": "auth gateway", "KV_models": "gateway router", "KV_attempts": "auth gateway",
     },
-    "CONSUMER.MSG.NEXT.+": {"JOBS": "gateway", "AUDIT": "auth"},
+    "CONSUMER.MSG.NEXT.+": {"JOBS": "gateway"},
     **{
         verb: {}
         for verb in (

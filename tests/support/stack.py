@@ -105,6 +105,11 @@ class Stack:
             [sys.executable, "-m", "libs.cli", *args], env=self.environment, capture_output=True, text=True, timeout=60
         )
 
+    def overstepped(self) -> list[str]:
+        """What NATS refused to its users, by their logs."""
+        lines = [line for path in (self.home / "logs").glob("*.log") for line in path.read_text().splitlines()]
+        return [line for line in lines if "permissions violation" in line.lower()]
+
     def kill(self, name: str, number: signal.Signals = signal.SIGKILL) -> int:
         """Signal one of its processes, by the name it has in up.json; the pid."""
         pid = int(self.up["pids"][name])
@@ -130,3 +135,4 @@ def running_stack(folder: Path, *args: str) -> Iterator[Stack]:
         yield stack
     finally:
         stack.stop()
+    assert stack.overstepped() == [], "somebody asked NATS for what its user may not"

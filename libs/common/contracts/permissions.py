@@ -117,7 +117,7 @@ STREAM_ACCESS: dict[str, dict[Kind, frozenset[Access]]] = {
         WORKER: frozenset({INFO}),
     },
     AUDIT: {
-        AUTH: frozenset({INFO, FOLLOW, PULL, READ, DIRECT}),
+        AUTH: frozenset({INFO, FOLLOW, READ, DIRECT}),
         GATEWAY: frozenset({INFO}),
     },
     f"KV_{NODES}": {
