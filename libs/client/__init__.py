@@ -1,6 +1,6 @@
 """Arriero's Python client for internal services: jobs over NATS, without HTTP (docs/nats.md).
 
-async with Arriero.connect("nats://127.0.0.1:8702", client="billing", password="…") as arriero:
+async with Arriero.connect("nats://127.0.0.1:8702", client="billing", nkey_seed="SU…") as arriero:
     job = await arriero.submit(model="llama3.2:3b", messages=[{"role": "user", "content": "Why do llamas hum?"}])
     async for event in job.stream():
         ...

@@ -11,6 +11,7 @@ from libs.client.job import Job
 from libs.client.stream import Stream
 from libs.common.bus.connection import Bus
 from libs.common.bus.failures import Away, BusError
+from libs.common.bus.tls import Tls
 from libs.common.contracts.subjects import token
 
 CONNECT_S = 10.0
@@ -40,19 +41,30 @@ class Arriero:
         client: str,
         user: str = "",
         password: str = "",
+        nkey_seed: str = "",
+        tls: Tls | None = None,
         timeout: float = CONNECT_S,
         patience: float = PATIENCE_S,
     ) -> AsyncIterator["Arriero"]:
         """`client` as `arriero client create` named it; `user` is the same unless your NATS has other names.
 
-        `patience`: seconds for which streams and waits bear that NATS or all gateways are away. Raises NotConnected.
+        `nkey_seed`: what `arriero client create NAME --nats` wrote into its file; `password` is for a NATS with users of its own.
+        `tls`: files for `tls://` URLs, where this machine's authorities do not do. `patience`: seconds for which streams and
+        waits bear that NATS or all gateways are away. Raises NotConnected.
         """
         token(client, "client")
         bus = Bus(client)
         where = [servers] if isinstance(servers, str) else servers
         try:
             await bus.open(
-                where, login=user, password=password, name=f"arriero-client-{client}", within=timeout, first=""
+                where,
+                login=user,
+                password=password,
+                nkey_seed=nkey_seed,
+                tls=tls,
+                name=f"arriero-client-{client}",
+                within=timeout,
+                first="",
             )
             arriero = Arriero(bus, client, patience=patience)
             closing = asyncio.create_task(arriero._closed(), name="arriero.closed")

@@ -185,7 +185,9 @@ class Bus:
         user = None if nkey_seed else login or self.user or None
         try:
             async with asyncio.timeout(within):
-                connecting = asyncio.create_task(self._connect(servers, user, password, nkey_seed, name), name="bus.connect")
+                connecting = asyncio.create_task(
+                    self._connect(servers, user, password, nkey_seed, name), name="bus.connect"
+                )
                 either: list[asyncio.Future[Any]] = [connecting, self._hopeless]
                 try:
                     await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
@@ -208,9 +210,7 @@ class Bus:
         self.connections, self.connected_at, self._refused = 1, time.monotonic(), 0
         self._watchdog = asyncio.create_task(self._watch_tasks(), name="bus.watchdog")
 
-    async def _connect(
-        self, servers: list[str], user: str | None, password: str, nkey_seed: str, name: str
-    ) -> None:
+    async def _connect(self, servers: list[str], user: str | None, password: str, nkey_seed: str, name: str) -> None:
         encrypted = any(url.startswith("tls://") for url in servers)
         await self._client.connect(
             servers=servers,
