@@ -1,5 +1,6 @@
 """How records hang together: the hash of a record's bytes stands in the next one of the same writer."""
 
+import functools
 import hashlib
 import ipaddress
 from typing import NamedTuple
@@ -38,9 +39,12 @@ def chained(record: AuditRecord, last: Link, *, dropped: int = 0) -> bytes:
 
 def clean(text: str) -> str:
     """One short line that can be encoded, whatever it was."""
+    if len(text) <= MAX_TEXT and text.isprintable():
+        return text
     return "".join(c if c.isprintable() else "?" for c in text[:MAX_TEXT])
 
 
+@functools.lru_cache(4096)
 def clean_address(text: str) -> str:
     """An IP address, or nothing: a proxy passes on what a client wrote into its headers."""
     try:
