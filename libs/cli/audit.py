@@ -168,7 +168,8 @@ def sentence(entry: "Entry") -> str:
         record = decode_audit(entry.data)
     except Malformed:
         return f"{at}  (unreadable)  sequence {entry.sequence} of {entry.writer}"
-    parts = [f"{at}  {record.result:<7}  {record.action:<18}", record.actor or "-"]
+    who = entry.writer if record.action.startswith(("service.", "trail.")) else record.actor or "-"
+    parts = [f"{at}  {record.result:<7}  {record.action:<18}", who]
     if record.target:
         parts.append(f"→ {record.target}")
     if record.reason:

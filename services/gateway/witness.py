@@ -6,10 +6,12 @@ refused is recorded the same way, so that a flood of refusals cannot fill the st
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from typing import get_args
 
 from libs.common.audit import Audit, Result
 from libs.common.contracts.clients import Principal
 from libs.common.contracts.faults import Code, Failed, Fault
+from libs.common.contracts.subjects import ApiVerb
 from libs.common.credentials.api_keys import ApiKeyText
 from services.gateway.credentials.extract import Headers, extract
 from services.gateway.endpoint import RouteSpec
@@ -77,7 +79,7 @@ class Witness:
             code = error.fault.code
             if code in (Code.UNAUTHENTICATED, Code.FORBIDDEN):
                 action = "credential.refuse" if code is Code.UNAUTHENTICATED else "scope.refuse"
-                target = f"api.*.{verb}" if verb in ("submit", "get", "cancel", "list") else ""
+                target = f"api.*.{verb}" if verb in get_args(ApiVerb) else ""
                 self._audit.record(action, Result.DENIED, actor=client, credential="nats", target=target, reason=code)
             elif action:
                 result = Result.DENIED if code in DENIED else Result.FAILED
