@@ -2,7 +2,7 @@
 
     python -m bench.audit [--records 20000] [--json]
 
-One process and one nats-server on this machine. CPU of both is counted (ADR 0010).
+One process and one nats-server on this machine. CPU of both is counted (ADR 0011).
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """What of a gateway's work goes into the audit trail: each route has an action, or none when it only shows a caller its own.
 
-Jobs are counted (ADR 0010): of equal submits of a client within a minute the first is a record, the others a number. Who is
+Jobs are counted (ADR 0011): of equal submits of a client within a minute the first is a record, the others a number. Who is
 refused is recorded the same way, so that a flood of refusals cannot fill the stream.
 """
 
