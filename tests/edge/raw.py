@@ -16,7 +16,7 @@ PATIENT = HttpLimits(header_timeout=60, body_idle_timeout=60, stalled_timeout=60
 
 
 class App:
-    """Answers with `answer`; of a POST it reads the body first. `/slow` waits for `go`."""
+    """Answers with `answer`; of a POST it reads the body first. `/slow` waits for `go`, `/late` does before it reads."""
 
     def __init__(self) -> None:
         self.seen: list[tuple[str, str]] = []
@@ -29,6 +29,8 @@ class App:
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
         self.seen.append((scope["method"], scope["path"]))
         self.scopes.append(scope)
+        if scope["path"] == "/late":
+            await self.go.wait()
         if scope["method"] == "POST" and scope["path"] != "/unread":
             body, more = b"", True
             while more:

@@ -10,28 +10,22 @@ import re
 import socket
 import struct
 import termios
-from collections.abc import Awaitable, Callable
 from enum import Enum, auto
-from http import HTTPStatus
 from typing import Any
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from libs.common.contracts.codec import encode
 from libs.common.contracts.faults import Code, Fault
 from libs.common.edge import metrics
-from libs.common.edge.front import ABORT, ALWAYS
+from libs.common.edge.front import ABORT
 from libs.common.edge.hosts import host_of
 from libs.common.edge.limits import Crowded, Late, body_is_late, head_is_late, is_stalled
-from libs.common.edge.request_ids import new_request_id
+from libs.common.edge.plain import crowded_app, plain
 from libs.common.edge.table import ConnectionTable
-
-App = Callable[..., Awaitable[None]]
 
 # What the kernel takes off our hands without having sent it: more of it would be memory that no limit of ours sees.
 NOTSENT_LOWAT, NOTSENT_BYTES = getattr(socket, "TCP_NOTSENT_LOWAT", 25), 128 * 1024
-RETRY_AFTER_S = 5
 LINGER_BODY_S = 30.0  # for the rest of a body whose request has been answered; nginx's lingering_time
 _LENGTH = re.compile(rb"[0-9]{1,18}")
 
@@ -78,7 +72,7 @@ class EdgeProtocol(HttpToolsProtocol):
             self.drop("connections")
             return
         if crowded:
-            self.app = _crowded_app(alone)
+            self.app = crowded_app(alone)
         self._table.look_at(self, self.loop)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -193,7 +187,12 @@ class EdgeProtocol(HttpToolsProtocol):
         return (self._blocked[0], self._unsent()) if self._blocked else (0.0, 0)
 
     def drop(self, reason: str) -> None:
+        """With a reset: after an ordinary close the kernel would go on offering the rest to a client that does not take it."""
         metrics.refused.labels(reason).inc()
+        with contextlib.suppress(OSError, AttributeError):
+            self.transport.get_extra_info("socket").setsockopt(
+                socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+            )
         self.transport.abort()
 
     # -- looked at now and then
@@ -321,7 +320,7 @@ class EdgeProtocol(HttpToolsProtocol):
                 self._close()
                 return
         if not self.transport.is_closing():
-            self.transport.write(_plain(fault, self.server_state.default_headers))
+            self.transport.write(plain(fault, self.server_state.default_headers))
             self._linger()
 
     def _read_no_more(self) -> None:
@@ -372,43 +371,3 @@ class _Deaf:
 
     def should_upgrade(self) -> bool:
         return False
-
-
-def _plain(fault: Fault, defaults: list[tuple[bytes, bytes]]) -> bytes:
-    status, body = fault.meaning.status, encode(fault.problem())
-    headers = [
-        *defaults,
-        (b"content-type", b"application/problem+json"),
-        (b"content-length", b"%d" % len(body)),
-        (b"connection", b"close"),
-        (b"x-request-id", new_request_id().encode()),
-        *ALWAYS,
-    ]
-    lines = [b"%b: %b\r\n" % header for header in headers]
-    return b"HTTP/1.1 %d %b\r\n%b\r\n%b" % (status, HTTPStatus(status).phrase.encode(), b"".join(lines), body)
-
-
-def _crowded_app(alone: bool) -> App:
-    if alone:
-        message = "as many connections of this address are open as may be (…_MAX_CONNECTIONS_PER_ADDRESS); close some"
-        fault = Fault(code=Code.RATE_LIMITED, message=message)
-    else:
-        fault = Fault(
-            code=Code.OVERLOADED, message="as many connections are open here as may be; try again, or elsewhere"
-        )
-    body = encode(fault.problem())
-
-    async def refuse(scope: Any, receive: Any, send: Any) -> None:
-        metrics.refused.labels("connections").inc()
-        headers = [
-            (b"content-type", b"application/problem+json"),
-            (b"content-length", b"%d" % len(body)),
-            (b"retry-after", b"%d" % RETRY_AFTER_S),
-            (b"connection", b"close"),
-            (b"x-request-id", new_request_id().encode()),
-            *ALWAYS,
-        ]
-        await send({"type": "http.response.start", "status": fault.meaning.status, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
-
-    return refuse
