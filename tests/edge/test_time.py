@@ -5,6 +5,7 @@ import socket
 
 import pytest
 
+from libs.common.edge import metrics
 from tests.edge.raw import PATIENT, QUICK, Client, answers, get, parsed, place, post
 from tests.support.waiting import eventually
 
@@ -163,6 +164,27 @@ async def test_a_reader_that_takes_nothing_of_a_large_answer_is_closed() -> None
                 with pytest.raises(ConnectionResetError):
                     await _all_there_is(loop, reader)
             finally:
+                reader.close()
+
+
+async def test_a_close_that_nobody_takes_ends_too() -> None:
+    """With less left than what would hold the application up. How much the kernel takes is not known, so many sizes."""
+    async with place(QUICK) as there:
+        readers = []
+        loop = asyncio.get_running_loop()
+        try:
+            for n in range(20):
+                there.app.answer = b"x" * (100_000 + 30_000 * n)
+                reader = socket.socket()
+                reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                reader.setblocking(False)
+                readers.append(reader)
+                await loop.sock_connect(reader, there.address)
+                await loop.sock_sendall(reader, get("/", "Connection: close"))
+                await eventually(lambda: len(there.app.seen) == len(readers))
+            await eventually(lambda: metrics.connections.labels("0")._value.get() == 0)
+        finally:
+            for reader in readers:
                 reader.close()
 
 
