@@ -2,8 +2,11 @@
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
+
+import structlog
 
 from libs.client.calls import Calls, view_of
 from libs.client.errors import ArrieroError, NotConnected, SubmitUnconfirmed
@@ -18,6 +21,14 @@ CONNECT_S = 10.0
 SUBMIT_S = 15.0  # of trying; one try is at most calls.TRY_S
 PATIENCE_S = 60.0
 PAGE = 100  # of a listing
+
+# To the program's own `logging`, where it wants it; nothing is printed.
+logging.getLogger("arriero").addHandler(logging.NullHandler())
+_LOGGER = structlog.wrap_logger(
+    logging.getLogger("arriero.client"),
+    processors=[structlog.stdlib.render_to_log_kwargs],
+    wrapper_class=structlog.stdlib.BoundLogger,
+)
 
 # Surely not done: nobody was there, or the gateway refused to begin.
 _NOTHING_DONE = frozenset({"no_gateway", "not_connected", "draining"})
@@ -53,7 +64,7 @@ class Arriero:
         waits bear that NATS or all gateways are away. Raises NotConnected.
         """
         token(client, "client")
-        bus = Bus(client)
+        bus = Bus(client, logger=_LOGGER)
         where = [servers] if isinstance(servers, str) else servers
         try:
             await bus.open(

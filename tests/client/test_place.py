@@ -222,3 +222,44 @@ World.TestCase.settings = settings(
     suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow],
 )
 TestWorld = World.TestCase
+
+
+# -- what the world seldom comes to ----------------------------------------------------------------------------------------
+
+
+def test_an_older_epochs_chunk_after_a_newer_ones_is_void_though_nothing_was_shown() -> None:
+    place = Place()
+    assert place.chunk(9, 0, b'{"a"') == b""
+    assert place.chunk(5, 4, b":1}\n") == b""
+    assert place.chunk(9, 4, b":2}\n") == b'{"a":2}\n'
+
+
+def test_an_answer_older_than_what_is_known_is_asked_for_again_in_a_moment() -> None:
+    place = Place()
+    assert place.chunk(9, 0, b"1\n") == b"1\n"
+    for state, offset in ((JobState.QUEUED, None), (JobState.RUNNING, 2), (JobState.SUCCEEDED, None)):
+        assert place.piece(Piece(state=state, epoch=5, offset=offset, log=b"2\n" if offset else b"")) == b""
+        assert place.outdated
+        assert place.ask is Ask.SOON
+        assert not place.lost
+        assert place.ended is None
+    assert place.piece(Piece(state=JobState.RUNNING, epoch=9, offset=2)) == b""
+    assert not place.outdated
+    assert place.ask is Ask.NOT
+
+
+def test_a_gap_that_the_worker_cannot_fill_yet_is_asked_for_again_in_a_moment() -> None:
+    place = Place()
+    place.chunk(9, 2, b"2\n")
+    assert place.ask is Ask.NOW
+    assert place.piece(Piece(state=JobState.RUNNING, epoch=9, offset=0)) == b""
+    assert place.ask is Ask.SOON
+
+
+def test_what_is_beyond_a_gap_is_not_kept_for_ever() -> None:
+    """Whoever reads what is missing reads it, too; and a position that holds nothing costs nothing."""
+    place = Place()
+    place.chunk(9, 2, b"2\n")
+    place.piece(Piece(state=JobState.RUNNING, epoch=9, offset=0))
+    assert place._assembler is not None
+    assert not place._assembler.gap

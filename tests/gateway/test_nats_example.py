@@ -1,10 +1,12 @@
 """The program of docs/nats.md, as it stands there, against a real nats-server with the users that `arriero up` makes."""
 
 import asyncio
+import base64
 import contextlib
 import json
 import os
 import re
+import shutil
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -84,18 +86,25 @@ async def fleet(tmp_path: Path) -> AsyncIterator[SecuredServer]:
         yield server
 
 
-def program() -> str:
-    (found,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+def program(uses: str = "import nats\n") -> str:
+    """The one of the page's programs that holds this line."""
+    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    (found,) = [block for block in blocks if uses in block]
     return str(found)
 
 
-async def run_program(server: SecuredServer, folder: Path, model: str, prompt: str) -> tuple[int, str, str]:
+def login(server: SecuredServer) -> dict[str, str]:
+    return {**os.environ, "NATS_URL": server.url, "NATS_USER": CLIENT, "NATS_NKEY": str(server.seed_file)}
+
+
+async def run_program(
+    server: SecuredServer, folder: Path, model: str, prompt: str, text: str | None = None
+) -> tuple[int, str, str]:
     path = folder / "program.py"
-    path.write_text(program(), encoding="utf-8")
-    environment = {**os.environ, "NATS_URL": server.url, "NATS_USER": CLIENT, "NATS_NKEY": str(server.seed_file)}
+    path.write_text(text or program(), encoding="utf-8")
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-W", "error", str(path), model, prompt,
-        env=environment, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        env=login(server) | {"PYTHONPATH": str(PAGE.parents[1])}, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
     async with asyncio.timeout(60):
         out, err = await process.communicate()
@@ -157,50 +166,123 @@ END = b'{"end":{"state":"succeeded"}}\n'
 BASE = len(ONE)
 
 
+class Said(NamedTuple):
+    subject: str
+    data: bytes
+
+
+def piece(epoch: int, offset: int | None, log: bytes = b"", state: str = "running") -> dict[str, Any]:
+    """What `read` answers; fields that hold nothing are not there."""
+    found: dict[str, Any] = {"state": state, "epoch": epoch}
+    if offset is not None:
+        found["offset"] = offset
+    return found | ({"log": base64.b64encode(log).decode()} if log else {})
+
+
+QUEUED = piece(0, None, state="queued")
+
+
 @pytest.mark.parametrize(
-    ("first", "views", "second", "texts"),
+    ("said", "answers", "texts"),
     [
-        ([(0, ONE)], [(9, BASE)], [(9, BASE, TWO), (9, BASE + len(TWO), END)], ["one ", "two ", "end"]),
-        # the piece of an event that was not whole is void
-        ([(0, ONE + TWO[:5])], [(9, BASE)], [(9, BASE, THREE + END)], ["one ", "three", "end"]),
-        # an answer older than the chunk is asked for again
-        ([(0, ONE)], [(5, None), (9, BASE)], [(9, BASE, TWO + END)], ["one ", "two ", "end"]),
-        # a chunk older than the answer is void
-        ([(0, ONE)], [(11, BASE), (11, BASE)], [(9, BASE, TWO), (11, BASE, THREE + END)], ["one ", "three", "end"]),
-        # more was seen than the next attempt begins with
-        ([(0, ONE + TWO)], [(9, BASE)], [(9, BASE, THREE + END)], ["one ", "two "]),
-        ([(0, ONE)], [(9, None)], [(9, BASE, TWO + END)], ["one "]),
-        # less was seen: what lies between comes by no chunk
-        ([(0, ONE)], [(9, BASE + len(TWO))], [(9, BASE + len(TWO), THREE + END)], ["one "]),
+        # from the beginning
+        ([(5, 0, ONE), (5, BASE, TWO + END)], [((0, 0), QUEUED)], ["one ", "two ", "end"]),
+        # late: what was said, then what is said, some of it twice
+        ([(5, 0, ONE), (5, 3, ONE[3:] + END)], [((0, 0), piece(5, 0, ONE)), ((5, BASE), piece(5, BASE))], ["one ", "end"]),
+        # a lost chunk, and one inside an event
+        (
+            [(5, 0, ONE), (5, BASE * 2, END), (5, BASE * 2, END)],
+            [((0, 0), QUEUED), ((5, BASE), piece(5, BASE, TWO[:4])), ((5, BASE + 4), piece(5, BASE + 4, TWO[4:])),
+             ((5, 2 * BASE), piece(5, 2 * BASE))],
+            ["one ", "two ", "end"],
+        ),
+        # another attempt that begins with what was shown; its log goes on otherwise
+        (
+            [(5, 0, ONE + TWO[:4]), (9, BASE, THREE), (9, BASE + len(THREE), END)],
+            [((0, 0), QUEUED), ((5, BASE + 4), piece(9, None)), ((5, BASE), piece(9, BASE, THREE)),
+             ((9, BASE + len(THREE)), piece(9, BASE + len(THREE)))],
+            ["one ", "three", "end"],
+        ),
+        # an answer that is older than the chunk, and a chunk that is older than the answer
+        (
+            [(5, 0, ONE), (9, BASE, TWO), (9, BASE, TWO), (5, BASE, THREE), (11, BASE, THREE), (11, BASE, THREE + END)],
+            [((0, 0), QUEUED), ((5, BASE), piece(4, None)), ((5, BASE), piece(9, BASE, TWO)), ((9, 2 * BASE), piece(9, 2 * BASE)),
+             ((9, 2 * BASE), piece(11, 2 * BASE, END))],
+            ["one ", "two ", "end"],
+        ),
+        # nobody runs it at the moment
+        (
+            [(5, 0, ONE), (9, BASE, TWO), (9, BASE, TWO)],
+            [((0, 0), QUEUED), ((5, BASE), piece(7, None, state="queued")), ((5, BASE), piece(9, BASE, TWO + END))],
+            ["one ", "two ", "end"],
+        ),
+        # more was shown than the next attempt begins with
+        ([(5, 0, ONE + TWO), (9, BASE, THREE)], [((0, 0), QUEUED), ((5, 2 * BASE), piece(9, None))], ["one ", "two ", "void"]),
     ],
-)
-async def test_the_program_goes_on_over_an_epoch_by_the_rule_and_stops_where_it_does_not_hold(
-    first: list[tuple[int, bytes]],
-    views: list[tuple[int, int | None]],
-    second: list[tuple[int, int, bytes]],
+)  # fmt: skip
+async def test_the_program_fills_gaps_and_goes_on_over_an_epoch_by_the_rule(
+    said: list[tuple[int, int, bytes]],
+    answers: list[tuple[tuple[int, int], dict[str, Any]]],
     texts: list[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     live, names = function("live", monkeypatch)
     chunks: asyncio.Queue[Any] = asyncio.Queue()
-    said = [(5, *chunk) for chunk in first] + second
     for epoch, offset, data in said:
         chunks.put_nowait(Said(f"out.node.{CLIENT}.job_1.{epoch}.c", b"%d|%b" % (offset, data)))
-    answers = [{"epoch": 5, "lineage": [], "finished_at": None}]
-    answers += [{"epoch": at, "lineage": [{"epoch": 5, "base": base}], "finished_at": None} for at, base in views]
 
     async def call(nc: Any, verb: str, **payload: Any) -> Any:
-        assert (verb, payload) == ("get", {"id": "job_1"})
-        return answers.pop(0)
+        expected, answer = answers.pop(0)
+        assert (verb, payload) == ("read", {"id": "job_1", "epoch": expected[0], "offset": expected[1]})
+        return answer
 
     names["call"] = call
-    seen = [event.get("text", "end") async for event in live(None, chunks, "job_1")]
+    seen: list[str] = []
+
+    async def read() -> None:
+        async for event in live(None, chunks, "job_1"):
+            seen.append(event.get("text", "end"))
+
+    if texts[-1] == "void":
+        with pytest.raises(RuntimeError, match="void"):
+            await read()
+        texts = texts[:-1]
+    else:
+        await read()
     assert seen == texts
+    assert answers == []
 
 
-class Said(NamedTuple):
-    subject: str
-    data: bytes
+async def test_the_program_with_the_library_shows_the_tokens_and_counts_them(
+    fleet: SecuredServer, tmp_path: Path
+) -> None:
+    model, text = await model_of(fleet), program("from libs.client")
+    code, out, err = await run_program(fleet, tmp_path, model, "Tell me about llamas. [[tokens=40]]", text)
+    assert code == 0, err
+    assert len(out.split()) > 30
+    assert "tokens: 41" in err
+    code, out, err = await run_program(fleet, tmp_path, model, "another question", text)
+    assert (code, out) == (1, "")
+    assert err.startswith("idempotency_mismatch: ")
+
+
+@pytest.mark.skipif(shutil.which("nats") is None, reason="the nats command is not installed")
+async def test_the_lines_with_the_nats_command_work(fleet: SecuredServer, tmp_path: Path) -> None:
+    (lines,) = re.findall(r"```sh\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    bash = shutil.which("bash")
+    assert bash
+    script = "set -euo pipefail\n" + lines.replace("llama3.2:3b", await model_of(fleet))
+    process = await asyncio.create_subprocess_exec(
+        bash, "-c", script, env=login(fleet) | {"HOME": str(tmp_path)}, stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+    )  # fmt: skip
+    async with asyncio.timeout(60):
+        said = (await process.communicate())[0].decode()
+    assert '"state":"succeeded"' in said, said
+    assert '{"end":{"state":"succeeded"' in said, said
+    assert '"jobs":[{"id":"job_' in said, said
+    assert '"erased":true' in said, said
+    assert re.search(r"^0\|\{", said, re.MULTILINE), said
 
 
 async def test_the_program_says_what_a_gateway_refuses(fleet: SecuredServer, tmp_path: Path) -> None:

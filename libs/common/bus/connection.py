@@ -135,8 +135,9 @@ class Subscription:
 class Bus:
     """Made by `connect`. `lost` is set when the connection is gone for good: the process must end."""
 
-    def __init__(self, user: str) -> None:
+    def __init__(self, user: str, *, logger: Any = log) -> None:
         self.user = user
+        self._logger = logger
         self.lost = asyncio.Event()
         self.connections = 0  # counts up with every (re)connect: who keeps liveness clocks restarts them then
         self.connected_at = 0.0  # monotonic
@@ -326,15 +327,15 @@ class Bus:
                 if reply is not None and message.reply:
                     await self.publish(message.reply, reply)
             except BusError as error:
-                log.warning("bus.request_unanswered", subject=message.subject, error=str(error))
+                self._logger.warning("bus.request_unanswered", subject=message.subject, error=str(error))
             except Exception:
-                log.exception("bus.handler_failed", subject=message.subject)
+                self._logger.exception("bus.handler_failed", subject=message.subject)
 
         def receive(message: Message) -> None:
             if self._closing:
                 return  # what still comes while the connection is closed finds nobody
             if len(running) >= MAX_HANDLERS:
-                log.warning("bus.request_dropped", subject=message.subject, handlers=len(running))
+                self._logger.warning("bus.request_dropped", subject=message.subject, handlers=len(running))
                 return
             task = asyncio.create_task(handle(message))
             for tasks in (running, self._handlers):
@@ -503,10 +504,10 @@ class Bus:
                 continue
             if client.is_connected:
                 if _ended(client._reading_task) or _ended(client._flusher_task):
-                    log.error("bus.reader_dead", action="reconnecting")
+                    self._logger.error("bus.reader_dead", action="reconnecting")
                     await client.force_reconnect()
             elif _ended(client._reconnection_task):
-                log.error("bus.reconnecting_dead", action="giving up")
+                self._logger.error("bus.reconnecting_dead", action="giving up")
                 self.lost.set()
 
     async def _on_error(self, error: Exception) -> None:
@@ -515,7 +516,7 @@ class Bus:
         before, at = self._said
         if text != before or time.monotonic() - at >= SAY_AGAIN_S:
             self._said = (text, time.monotonic())
-            log.warning("bus.error", error=text)
+            self._logger.warning("bus.error", error=text)
         if self._client.is_connected:
             return
         if transport := self._client._transport:
@@ -527,22 +528,22 @@ class Bus:
         if "authorization violation" in text.lower():
             self._refused += 1
             if self._refused == REFUSED_ATTEMPTS and self.connections:
-                log.error("bus.user_refused", user=self.user, action="giving up")
+                self._logger.error("bus.user_refused", user=self.user, action="giving up")
                 self.lost.set()
 
     async def _on_disconnected(self) -> None:
-        log.warning("bus.disconnected")
+        self._logger.warning("bus.disconnected")
 
     async def _on_reconnected(self) -> None:
         self.connections += 1
         self._refused = 0
         self.connected_at = time.monotonic()
-        log.info("bus.reconnected", connections=self.connections)
+        self._logger.info("bus.reconnected", connections=self.connections)
         for callback in self._on_reconnect:
             try:
                 callback()
             except Exception:  # it would end nats-py's reconnecting, and keep the others from being told
-                log.exception("bus.callback_failed")
+                self._logger.exception("bus.callback_failed")
 
     async def _on_closed(self) -> None:
         self.lost.set()
