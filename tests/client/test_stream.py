@@ -350,16 +350,15 @@ async def test_more_shown_than_the_base_holds_is_an_error_or_a_reset_for_who_ask
 
 
 @pytest.mark.usefixtures("patient")
-async def test_a_worker_that_lives_on_after_the_fence_is_not_believed(
-    arriero: Arriero, script: Script, looks: Looks
-) -> None:
+async def test_a_worker_that_lives_on_after_the_fence_is_not_believed(arriero: Arriero, script: Script) -> None:
     """Its chunks are no part of any log that counts; the requeue's hint says so before the router gathers."""
     async with reading(arriero.job(script.key.job)) as reader:
         old = await script.bind()
         await script.write(A)
         await eventually(lambda: reader.texts == ["a "])
         await script.requeue(past=(PastEpoch(epoch=old),))
-        await eventually(lambda: looks.answered == 2)
+        (stream,) = arriero._streams
+        await eventually(lambda: stream._place._newest > old)
         await script.say(len(A), B, epoch=old)
         past = (PastEpoch(epoch=old, base=len(A)),)
         await script.bind(carried=A, past=past)
