@@ -150,15 +150,20 @@ def test_an_assertion_is_remembered_for_as_long_as_it_could_be_shown() -> None:
 
 
 def test_known_and_unknown_clients_cost_the_same_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trap 8, for assertions: one signature is verified, with a key of the same type, whoever asks."""
+    """Trap 8, for assertions: one key is read and one signature verified, of the same type, whoever asks."""
     worked: list[str] = []
-    original = assertions.jwt.decode
+    original, importing = assertions.jwt.decode, assertions.import_key
+
+    def import_key(key: dict[str, Any]) -> Any:
+        worked.append(f"import {key['kty']}")
+        return importing(key)
 
     def decode(value: str, key: Any, algorithms: list[str]) -> Any:
         worked.append(f"{key.key_type} {algorithms}")
         return original(value, key, algorithms=algorithms)
 
     monkeypatch.setattr(assertions.jwt, "decode", decode)
+    monkeypatch.setattr(assertions, "import_key", import_key)
     for key in (EC, RSA):
         work = []
         good, bad, unnamed = signed(key, jti="9"), signed(key, iss="x"), signed(key, {"kid": "?"})
@@ -167,7 +172,7 @@ def test_known_and_unknown_clients_cost_the_same_work(monkeypatch: pytest.Monkey
             work.append(tuple(worked))
             worked.clear()
         assert len(set(work)) == 1
-        assert len(work[0]) == 1
+        assert len(work[0]) == 2
 
 
 # -- the service -----------------------------------------------------------------------------------------------------

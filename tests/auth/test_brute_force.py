@@ -177,16 +177,17 @@ async def test_success_and_bad_requests_write_and_count_nothing(auth: Auth, bus:
     assert await statuses(auth, 1) == [401]
 
 
-async def test_records_end_by_themselves_and_name_nobody(auth: Auth, bus: Bus, clock: Clock) -> None:
-    await ask(auth, "a-secret-in-the-wrong-field", "wrong")
+async def test_records_end_by_themselves_and_name_nobody(nats: NatsServer, bus: Bus, clock: Clock) -> None:
+    async with running_auth(nats, **{**LIMITS, "address_failures": 1, "client_failures": 2}) as auth:
+        await ask(auth, "a-secret-in-the-wrong-field", "wrong")
 
-    async def stored() -> Any:
-        found = await bus.from_sequence("KV_attempts", "$KV.attempts.failed.*")
-        return found if len(found) == 2 else None
+        async def stored() -> Any:
+            found = await bus.from_sequence("KV_attempts", "$KV.attempts.failed.*")
+            return found if len(found) == 2 else None
 
-    records = await eventually(stored)
+        records = await eventually(stored)
     lives = sorted((int(r.headers["Nats-TTL"]), decode_arrival(r.data).tat - clock.now) for r in records)
-    assert lives == [(7, 6.0), (13, 12.0)]
+    assert lives == [(31, 30.0), (61, 60.0)]
     for record in records:
         assert "secret" not in record.subject
 

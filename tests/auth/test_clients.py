@@ -157,8 +157,8 @@ async def test_a_disabled_client_gets_nothing_until_it_is_enabled_and_its_tokens
 
 
 async def test_a_client_that_expired_gets_nothing(auth: Auth) -> None:
-    secret = await auth.create_client("alice", expires_at=int(time.time()) + 2)
-    await eventually(lambda: _not(works(auth, "alice", secret)), within=10)
+    secret = await auth.create_client("alice", expires_at=int(time.time()) + 6)
+    await eventually(lambda: _not(works(auth, "alice", secret)), within=40)
 
 
 async def _not(value: Any) -> bool:
@@ -169,14 +169,14 @@ async def test_rotation_gives_both_secrets_their_time(auth: Auth) -> None:
     first = await auth.create_client("alice")
     made = await call(auth, "POST", "/clients/alice/rotate")
     assert len(made["client_secret"]) == 43
-    assert [86390 < until - time.time() <= 86400 for until in made["replaced_until"]] == [True]
+    assert [86000 < until - time.time() <= 86400 for until in made["replaced_until"]] == [True]
     assert await works(auth, "alice", first)
     assert await works(auth, "alice", made["client_secret"])
 
     third = (await call(auth, "POST", "/clients/alice/rotate", {"grace_s": 2}))["client_secret"]
     assert await works(auth, "alice", third)
     for old in (first, made["client_secret"]):
-        await eventually(lambda old=old: _not(works(auth, "alice", old)), within=10)
+        await eventually(lambda old=old: _not(works(auth, "alice", old)), within=40)
     assert await works(auth, "alice", third)
 
 
