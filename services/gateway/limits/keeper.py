@@ -234,18 +234,17 @@ class Keeper:
                 self._slots_said_at = began if held.at_ms == now.latest else self._slots_said_at
             self._slots = held.streams if held else 0
             self.ledger = draft
-        self._answer(takers, draft)
+        self._answer(takers, lease, draft)
         for change, outcome, _ in outcomes:
             if not change.answer.done():
                 change.answer.set_result(outcome)
         return True
 
     def _lease_anew(self, draft: Ledger, takers: int, now: Instant, began: float) -> _Lease | None:
-        """The last lease ends here, whether what follows is stored or not: what was reported is not handed out any more."""
+        """Reports the last lease, too: it is spent or over, or nobody would wait, so nothing more is handed out of it."""
         if not takers:
             return None
         if self._lease:
-            self._lease = self._lease._replace(until=0.0)
             rolling.close(draft.requests, self._holder, self._lease.id, self._spent)
         else:
             rolling.close(draft.requests, self._holder, "", 0)
@@ -255,7 +254,7 @@ class Keeper:
         )
         return _Lease(lease_id, count, began + LEASE_MS / 1000) if count else None
 
-    def _answer(self, takers: list[_Change], draft: Ledger) -> None:
+    def _answer(self, takers: list[_Change], lease: _Lease | None, draft: Ledger) -> None:
         """The permits to those who wait for them; the others hear when there is more. If the ack took longer than a lease
         lasts, they go on waiting."""
         until = rolling.free_at(draft.requests, self.limits.requests_per_minute) or 0
@@ -266,7 +265,7 @@ class Keeper:
             if self.left:
                 self._spent += 1
                 change.answer.set_result(None)
-            elif self._lease and self._spent < self._lease.permits and self._lease.until > 0:
+            elif lease is not None and self._spent < lease.permits:
                 self._waiting.append(change)
             else:
                 refused = True

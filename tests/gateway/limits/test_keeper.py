@@ -62,6 +62,14 @@ def test_a_refusal_is_looked_up_once_a_second_and_at_once_when_the_limit_changes
     assert world.take(keeper) == [None]
 
 
+def test_who_is_refused_is_told_so_also_beside_unspent_permits_of_a_lease_that_is_over(world: World) -> None:
+    keeper = world.start()
+    world.take(keeper)
+    world.time.ms += 1500
+    world.limits = Limits(requests_per_minute=1)
+    assert world.take(keeper) != [None]
+
+
 def test_a_refusal_stands_on_what_the_leader_says_not_on_what_is_remembered(world: World) -> None:
     world.limits = Limits(open_streams=1)
     one, other = world.start(), world.start()

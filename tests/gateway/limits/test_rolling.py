@@ -62,6 +62,12 @@ def test_a_permit_is_forgotten_only_when_even_the_slowest_clock_says_so() -> Non
     assert counted(rolling) == 0
 
 
+def test_what_begins_to_count_does_so_by_the_latest_that_it_can_be() -> None:
+    rolling = Rolling()
+    lease(rolling, "a", "1", limit=10, count=4, now=Instant(T, T + 7))
+    assert rolling.leases["a"] == Lease("1", 4, T + 7)
+
+
 def test_when_there_is_more_and_when_there_is_all() -> None:
     rolling = Rolling(spent=[Spent(T + 5000, 2), Spent(T, 3)], leases={"a": Lease("1", 1, T + 2000)})
     assert free_at(rolling, 7) is None
