@@ -168,6 +168,29 @@ def test_slots_are_given_back_and_the_word_about_them_is_kept_fresh(world: World
     assert keeper.is_idle
 
 
+def test_a_slot_that_is_being_given_back_is_not_used_meanwhile(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    keeper, put = world.start(), world.bucket.put
+    opening: list[asyncio.Future[Any]] = []
+
+    async def meanwhile(*args: Any, **more: Any) -> int:
+        if not opening:
+            opening.append(asyncio.ensure_future(keeper.open_stream(world.limits)))
+            await asyncio.sleep(0)
+        return await put(*args, **more)
+
+    async def give_back() -> None:
+        await keeper.say_streams()
+        await opening[0]
+
+    for _ in range(2):
+        world.do(keeper.open_stream(world.limits))
+    keeper.close_stream()
+    monkeypatch.setattr(world.bucket, "put", meanwhile)
+    world.do(give_back())
+    (held,) = read(world.bucket.value).streams.values()
+    assert held.streams == keeper.streams == 2
+
+
 def test_a_slot_that_was_stored_without_an_ack_is_not_counted_twice_for_long(world: World) -> None:
     keeper = world.start()
     world.bucket.lose = "the ack"
