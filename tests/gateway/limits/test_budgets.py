@@ -45,6 +45,13 @@ def test_what_a_job_may_cost_is_taken_from_all_windows_and_the_first_that_is_sho
     assert made.minute == 250
 
 
+def test_the_last_token_may_be_used_and_not_one_more() -> None:
+    made = at("2026-11-23T12:00:30")
+    assert isinstance(budgets.reserve(made, Limits(tokens_per_day=99), ask("a")), Short)
+    assert budgets.reserve(made, Limits(tokens_per_day=100), ask("a")) == 100
+    assert isinstance(budgets.reserve(made, Limits(tokens_per_day=100), ask("b", 0, 1)), Short)
+
+
 def test_a_reservation_made_twice_counts_once() -> None:
     made = at("2026-11-23T12:00:30")
     assert [budgets.reserve(made, ALL, ask("a")) for _ in range(3)] == [100, 100, 100]
