@@ -10,6 +10,7 @@ import msgspec
 import typer
 
 from libs.cli import client_options as options
+from libs.cli import nats_clients
 from libs.cli.failures import CommandFailed
 from libs.cli.output import Json, show, table
 from libs.common.contracts.requests import Priority
@@ -62,6 +63,9 @@ def create(
     key: Annotated[
         bool | None, typer.Option("--key/--no-key", help="With an API key, too [default: unless --jwks is given].")
     ] = None,
+    nats: Annotated[
+        bool, typer.Option("--nats", help="With a NATS user that can submit, watch and cancel its jobs (docs/nats.md).")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Make a client with a secret and an API key, which are shown this once.
@@ -75,13 +79,22 @@ def create(
     if expires not in ("", options.NEVER):
         more["expires_at"] = options.expiry(expires, time.time())
     with_key = jwks is None if key is None else key
+    nkey = nats_clients.new_key(name) if nats else None
+    if nkey:
+        more["nats"] = nkey.public
     made = ask(lambda admin: admin.create_client(name, scope or [], policy, with_key=with_key, **more))
     lines = [f"client id      {made.client_id}"]
     lines += [f"client secret  {made.client_secret}"] if made.client_secret else []
     lines += [f"API key        {made.api_key}"] if made.api_key else []
     lines += [f"scopes         {' '.join(made.scopes)}"]
+    told: list[str] = []
+    if nkey:
+        admitted = nats_clients.admit(name, nkey)
+        made = msgspec.structs.replace(made, nats=nkey.public, nats_seed_file=str(admitted.seed_file))
+        lines += [f"NATS user      {nkey.public}", f"its seed       {admitted.seed_file}"]
+        told = admitted.told
     lines += ["", "Neither secret nor key can be shown again."] if made.client_secret or made.api_key else []
-    show(msgspec.to_builtins(made), "\n".join(lines))
+    show(msgspec.to_builtins(made), "\n".join([*lines, *told]))
 
 
 @client_app.command("list")
@@ -143,14 +156,16 @@ def disable(name: Name, as_json: Json = False) -> None:
     """Its tokens and keys no longer count, within a second. Its tokens end for good; its keys and secret come back with
     `enable`."""
     client = ask(lambda admin: admin.change_client(name, "disable"))
-    show(client, f"{name} is disabled.")
+    tail = f" {nats_clients.take_out(name, for_good=False)}" if client.get("nats") else ""
+    show(client, f"{name} is disabled.{tail}")
 
 
 @client_app.command("enable")
 def enable(name: Name, as_json: Json = False) -> None:
     """It may use its secret and its keys again."""
     client = ask(lambda admin: admin.change_client(name, "enable"))
-    show(client, f"{name} is enabled.")
+    tail = f" {nats_clients.put_back(name, client['nats'])}" if client.get("nats") else ""
+    show(client, f"{name} is enabled.{tail}")
 
 
 @client_app.command("rotate")
@@ -175,9 +190,15 @@ def rotate(
 @client_app.command("delete")
 def delete(name: Name, as_json: Json = False) -> None:
     """It goes, with its secret, keys and tokens. Its name stays taken for 40 days: so long its jobs may live."""
-    deleted = ask(lambda admin: admin.delete_client(name))
+
+    async def both(admin: "Admin") -> tuple[str, dict[str, Any]]:
+        nats = (await admin.client(name)).get("nats", "")
+        return nats, await admin.delete_client(name)
+
+    nats, deleted = ask(both)
     keys = len(deleted["keys"])
-    show(deleted, f"{name} is deleted" + (f", and {keys} API key{'s' if keys > 1 else ''} with it." if keys else "."))
+    said = f"{name} is deleted" + (f", and {keys} API key{'s' if keys > 1 else ''} with it." if keys else ".")
+    show(deleted, said + (f" {nats_clients.take_out(name, for_good=True)}" if nats else ""))
 
 
 def describe(client: dict[str, Any]) -> str:
@@ -192,6 +213,7 @@ def describe(client: dict[str, Any]) -> str:
         ("models", " ".join(policy["models"]["allow"]) or "none"),
         ("not models", " ".join(policy["models"]["deny"])),
         ("limits", " ".join(f"{name}={value}" for name, value in policy["limits"].items() if value) or "none"),
+        ("NATS user", client.get("nats", "")),
         ("public keys", " ".join(key["kid"] for key in client["jwks"]["keys"])),
         ("old secrets", " ".join(f"until {options.when(until)}" for until in client["replaced_until"])),
         ("expires", options.when(client["expires_at"])),

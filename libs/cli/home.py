@@ -4,7 +4,7 @@
     lock                 held by the `arriero up` that runs; names its pid
     run.json             pids of the processes it started, for whoever comes after a crash
     up.json              where everything is, for clients; only while all is ready
-    secrets/<name>       one secret a file
+    secrets/<name>       one secret a file; `.nk`: the seed of a NATS user
     clients/<name>.json  clients that `up` made: id, secret, API key
     nats/                configuration and store of the embedded nats-server
     nats-<client>.env    NATS credentials of a client, ready to source
@@ -45,6 +45,8 @@ class MadeClient(msgspec.Struct, kw_only=True, frozen=True):
     api_key: str
     name: str
     scopes: list[str] = []
+    nats: str = ""  # the public key of its NATS user
+    nats_seed_file: str = ""
 
 
 class UpFile(msgspec.Struct, kw_only=True, frozen=True):
