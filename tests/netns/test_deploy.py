@@ -1,7 +1,5 @@
 """The files of deploy/ are read by what they are for: systemd, nats-server, the services. Needs neither root nor namespaces."""
 
-import datetime
-import ipaddress
 import os
 import re
 import shutil
@@ -10,9 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
 from libs.common.bus.nkeys import new_seed
 from libs.common.settings import ServiceSettings
@@ -21,6 +16,7 @@ from services.gateway.settings import GatewaySettings
 from services.router.settings import RouterSettings
 from services.worker.settings import WorkerSettings
 from tests.netns.world import DEPLOY, inherited, make_users, until
+from tests.support.certificates import Authority
 from tests.support.nats_server import binary
 
 CLASSES: dict[str, type[ServiceSettings]] = {
@@ -60,6 +56,22 @@ def test_each_service_takes_its_env_file_and_its_unit_names_it(kind: str) -> Non
     assert re.search(rf"^EnvironmentFile=/etc/arriero/{kind}(-%i)?\.env$", unit.read_text(), re.MULTILINE)
 
 
+@pytest.mark.parametrize("name", ["server.conf", "cluster.conf"])
+def test_nats_server_takes_them_with_tls(tmp_path: Path, name: str) -> None:
+    """Every line that begins with `#tls`, in the place where it stands: clients with certificates of their own, and routes."""
+    make_users(tmp_path, nodes=["gpu-1"], servers=["n1.internal", "n2.internal"])
+    authority = Authority(tmp_path, "ca")
+    for certificate in ("hub", "nats"):
+        authority.signed(certificate)
+    text = (DEPLOY / "nats" / name).read_text()
+    wanted = 1 if name == "server.conf" else 2
+    encrypted, changed = re.subn(r"^( *)#tls ", r"\1tls ", text, flags=re.MULTILINE)
+    assert changed == wanted
+    (tmp_path / name).write_text(encrypted.replace("/etc/arriero/tls", str(tmp_path)))
+    checked = run(binary(), "-t", "-c", tmp_path / name)
+    assert checked.returncode == 0, checked.stderr
+
+
 def _secret(name: str) -> str:
     return new_seed() if name.endswith("_NKEY_FILE") else "x" * 32
 
@@ -74,13 +86,14 @@ def test_nats_server_takes_the_configurations(tmp_path: Path, name: str) -> None
 
 def test_tls_to_nats_trusts_the_authority_that_ssl_cert_file_names_and_no_other(tmp_path: Path) -> None:
     """What docs/multi-node.md says of `tls://`."""
-    ca = certificate(tmp_path)
+    authority = Authority(tmp_path)
+    ca, (pem, key) = authority.file, authority.signed("hub")
     ports = tmp_path / "ports"
     ports.mkdir()
     config = tmp_path / "server.conf"
     config.write_text(
         f'listen: "127.0.0.1:-1"\njetstream {{ store_dir: "{tmp_path}/store" }}\n'
-        f'tls {{ cert_file: "{tmp_path}/hub.pem", key_file: "{tmp_path}/hub.key", min_version: "1.3" }}\n'
+        f'tls {{ cert_file: "{pem}", key_file: "{key}", min_version: "1.3" }}\n'
     )
     with subprocess.Popen([binary(), "-c", config, "--ports_file_dir", ports, "-l", tmp_path / "nats.log"]) as server:
         try:
@@ -96,34 +109,3 @@ def test_tls_to_nats_trusts_the_authority_that_ssl_cert_file_names_and_no_other(
             assert "certificate is not trusted by this machine's authorities" in other.stderr
         finally:
             server.kill()
-
-
-def certificate(folder: Path) -> Path:
-    """hub.pem and hub.key for 127.0.0.1, signed by ca.pem."""
-    now = datetime.datetime.now(datetime.UTC)
-
-    def signed(
-        name: str, key: ec.EllipticCurvePrivateKey, by: ec.EllipticCurvePrivateKey, ca: bool
-    ) -> x509.Certificate:
-        address = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
-        return (
-            x509.CertificateBuilder()
-            .subject_name(x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)]))
-            .issuer_name(x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "test CA")]))
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(days=1))
-            .not_valid_after(now + datetime.timedelta(days=1))
-            .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
-            .add_extension(address, critical=False)
-            .sign(by, hashes.SHA256())
-        )
-
-    authority, own = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
-    pem = serialization.Encoding.PEM
-    (folder / "ca.pem").write_bytes(signed("test CA", authority, authority, True).public_bytes(pem))
-    (folder / "hub.pem").write_bytes(signed("hub", own, authority, False).public_bytes(pem))
-    (folder / "hub.key").write_bytes(
-        own.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
-    return folder / "ca.pem"

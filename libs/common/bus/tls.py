@@ -46,12 +46,14 @@ def refusal(error: BaseException, tls: Tls) -> str | None:
     text = str(error).upper().replace(" ", "_")
     if "CERTIFICATE_REQUIRED" in text or ("HANDSHAKE_FAILURE" in text and not tls.cert):
         return "the server asks for a client certificate: set …_NATS_TLS_CERT and …_NATS_TLS_KEY"
+    if isinstance(error, ssl.SSLError) and tls.cert and "ALERT" in text and ("_CA" in text or "CERTIFICATE" in text):
+        return f"the server does not take the client certificate {tls.cert}: {_why(error)}"
     if isinstance(error, ssl.SSLError):
         return f"TLS failed: {error.reason or error}"
     return None
 
 
-class NotEncrypted(Exception):
+class NotEncrypted(ConnectionError):
     """A server that was named with tls:// speaks without. nats-py would go on, and send what it has to sign in with."""
 
 
