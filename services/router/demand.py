@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 FADES_S = 300.0  # after so long an arrival counts a third
 FAST_S = 50.0
-SLOW = 0.5
+DOUBT = 4.0  # variances by which the quick count must differ from the slow one to be believed half
 MIN_WATCHED_S = 10.0
 
 
@@ -20,11 +20,15 @@ class Demand:
         self._counts[model] = (self._count(model, now, 0) + 1.0, self._count(model, now, 1) + 1.0, now)
 
     def per_second(self, model: str, now: float) -> float:
-        """Who has watched for a short time only knows it was at least so long."""
+        """The quick count is believed as far as it differs from the slow one by more than chance does; else it only adds noise.
+        Both are over the time that was really watched."""
         watched = max(MIN_WATCHED_S, now - (now if self._since is None else self._since))
         slow = self._count(model, now, 0) / (FADES_S * (1 - math.exp(-watched / FADES_S)))
-        fast = self._count(model, now, 1) / (FAST_S * (1 - math.exp(-watched / FAST_S)))
-        return SLOW * slow + (1 - SLOW) * fast
+        window = FAST_S * (1 - math.exp(-watched / FAST_S))
+        fast = self._count(model, now, 1) / window
+        off = (fast - slow) ** 2
+        chance = max(fast, slow, 1e-9) / (2 * window)  # the variance of a rate that was counted so
+        return slow + (fast - slow) * off / (off + DOUBT * chance)
 
     def models(self) -> Iterable[str]:
         return self._counts

@@ -19,10 +19,13 @@ if TYPE_CHECKING:
 
 LOOKS_AT = 8  # jobs of one model, for one that does not prefer to wait for the node that has its prompt
 COPIES_EVERY_S = 1.0
-PAYS_WITHIN_S = 300.0  # what a copy costs now it must bring within so long
+PAYS_WITHIN_S = 1000.0  # what a copy costs now it must bring within so long
 SURE = 4.0  # times the price of its load: demand is only guessed, and what moves once moves again
 STAYS_S, STAYS_LOADS = 60.0, 3.0  # a model that was just loaded stays: so long, or so many times its load
 NEVER_S = 1e5  # harm that nothing pays for
+KEPT_S = 1e7  # harm for which no copy is even looked at
+EXACT = 4  # candidates that are surveyed as if they were there; each costs a few surveys
+MARGIN = 0.1  # so far may demand be off: a copy has to pay although it is less, and what leaves is asked for more
 
 
 class Placement(NamedTuple):
@@ -234,34 +237,85 @@ class Look:
         return None
 
     def _best_copy(self) -> Loading | None:
+        """Of the copies that seem to save most waiting, the one that does, by a survey of the fleet as it would be then."""
         looked = self._scheduler.survey(self.now)
-        delayed = self._scheduler.delayed
-        best: tuple[float, Loading | None] = (0.0, None)
-        for model, load in sorted(looked.load.items()):
-            holders = looked.holders.get(model)
-            most = PAYS_WITHIN_S * looked.most(model)
-            if load <= 0 or not holders or most <= best[0]:
-                continue
-            ask = Ask(model, Priority.NORMAL, 0, 0)
-            nodes = self.able(ask).values()
+        dear = SURE * (1 + self._scheduler.delayed)  # what a second of loading has to bring
+        hopes: list[tuple[float, str, NodeView]] = []
+        for model in sorted(looked.waits, key=lambda m: (-looked.most(m), m)):
+            nodes = self.able(Ask(model, Priority.NORMAL, 0, 0)).values()
             least = min((self._pricing.load_s(node, model) for node in nodes), default=0.0)
-            if most - SURE * least * (1 + delayed) <= best[0]:
+            if PAYS_WITHIN_S * looked.most(model) <= dear * least:
                 continue
             for node in nodes:
-                if node.loading or node.name in holders:
+                if node.loading or node.name in looked.holders[model] or node.preload_failed(model, self.now):
                     continue
                 if not node.beat.vram and node.resident:
                     continue  # of a node whose memory is not known, it is not known either what would have to leave
-                gain = PAYS_WITHIN_S * looked.gain(model, node.name, 0.0)  # others hold it, so no load is saved
-                if gain <= best[0]:
+                hope = PAYS_WITHIN_S * looked.gain(model, node.name) - dear * self._pricing.load_s(node, model)
+                if hope > 0:
+                    hopes.append((hope, model, node))
+        hopes.sort(key=lambda each: (-each[0], each[1], each[2].name))
+        found: list[tuple[float, str, NodeView, Terms]] = []
+        for hope, model, node in hopes:
+            if len(found) == EXACT and hope <= found[-1][0]:
+                break
+            terms = self._pricing.terms(Ask(model, Priority.NORMAL, 0, 0), node, self._harm, self.now)
+            if terms is None or terms.harm_s >= KEPT_S:
+                continue
+            harm = sum(looked.loss(v, node.name) for v in terms.evict if not self._is_last(v, node))
+            drain = terms.load_s - self._pricing.load_s(node, model)
+            found.append((hope - PAYS_WITHIN_S * harm - dear * drain, model, node, terms))
+            found.sort(key=lambda each: (-each[0], each[1], each[2].name))
+            del found[EXACT:]
+        best: tuple[float, Loading | None] = (0.0, None)
+        for _, model, node, terms in found:
+            changed: dict[str, frozenset[str]] = {model: looked.holders[model] | {node.name}}
+            leave = [(victim, node.name) for victim in terms.evict]
+            first: Loading | None = Loading(node, model, Preload(self.now + terms.load_s, terms.evict))
+            price = dear * terms.load_s
+            taken = {node.name}
+            for victim in (v for v in terms.evict if self._is_last(v, node)):
+                if looked.holders[victim] - {node.name}:
+                    first = None if len(taken) == 1 else first  # it is being loaded elsewhere: wait for that
                     continue
-                gain -= SURE * self._pricing.load_s(node, model) * (1 + delayed)
-                if gain <= best[0] or node.preload_failed(model, self.now):
-                    continue
-                terms = self._pricing.terms(ask, node, self._harm, self.now)
-                if terms is not None and gain - terms.harm_s > best[0]:
-                    best = gain - terms.harm_s, Loading(node, model, Preload(self.now + terms.load_s, terms.evict))
+                other = self._elsewhere(victim, taken, model)
+                if other is None:
+                    break
+                if len(taken) == 1:
+                    first = other
+                taken.add(other.node.name)
+                price += dear * self._pricing.load_s(other.node, victim)
+                leave += [(v, other.node.name) for v in other.order.evict]
+                changed[victim] = looked.holders[victim] | {other.node.name}
+            else:
+                for victim, name in leave:
+                    changed[victim] = changed.get(victim, looked.holders[victim]) - {name}
+                scale = {victim: 1 + MARGIN for victim, _ in leave} | {model: 1 - MARGIN}
+                doubted = looked.with_load(scale)
+                worth = PAYS_WITHIN_S * (doubted.waiting - doubted.with_holders(changed).waiting) - price
+                if worth > best[0]:
+                    best = worth, first
         return best[1]
+
+    def _elsewhere(self, model: str, taken: set[str], wanted: str) -> Loading | None:
+        """Where the last copy of a model could go, if another one needs its place."""
+        ask = Ask(model, Priority.NORMAL, 0, 0)
+        best: tuple[float, Loading | None] = (KEPT_S, None)
+        for node in self.able(ask).values():
+            if node.name in taken or node.loading or model in node.resident or node.preload_failed(model, self.now):
+                continue
+            terms = self._pricing.terms(ask, node, self._harm, self.now)
+            if terms is None or wanted in terms.evict or any(self._is_last(v, node) for v in terms.evict):
+                continue
+            if terms.load_s + terms.harm_s < best[0]:
+                best = terms.load_s + terms.harm_s, Loading(node, model, Preload(self.now + terms.load_s, terms.evict))
+        return best[1]
+
+    def _is_last(self, model: str, node: NodeView) -> bool:
+        """Nobody else has it in memory, and it will be asked for."""
+        if any(model in other.resident for other in self.roster.held().get(model, {}).values() if other is not node):
+            return False
+        return self._pricing.demand.per_second(model, self.now) > 0
 
     def _harm(self, model: str, node: str) -> float:
         """Seconds that others lose when this model leaves that node."""
@@ -271,9 +325,10 @@ class Look:
         load_s = pricing.load_s(view, model)
         harm = PAYS_WITHIN_S * looked.loss(model, node, load_s)
         stays_s = max(STAYS_S, STAYS_LOADS * load_s)
-        if self.now - view.loaded_at.get(model, 0.0) < stays_s and pricing.demand.per_second(model, self.now) > 0:
-            harm += NEVER_S
-        if len(looked.holders.get(model, ())) <= 1:  # the last copy would soon be loaded again, and push out another
+        asked = pricing.demand.per_second(model, self.now) > 0
+        if asked and self.now - view.loaded_at.get(model, 0.0) < stays_s:
+            harm += KEPT_S
+        if asked and self._is_last(model, view):  # it would soon be loaded again, and push out another
             harm += NEVER_S * pricing.demand.chance(model, self.now, PAYS_WITHIN_S)
         return harm
 

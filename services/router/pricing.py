@@ -14,9 +14,10 @@ from services.router.catalog import Catalog
 from services.router.demand import Demand
 from services.router.fleet import NodeView
 from services.router.prefixes import Prefixes
-from services.router.rates import Rates, Speed
+from services.router.rates import Mean, Rates, Speed
 
 DECODE_COUNTS = {Priority.INTERACTIVE: 0.3, Priority.NORMAL: 0.3, Priority.BATCH: 1.0}  # the first token matters more
+WORK_NEWEST = 0.04  # answers differ by far more than the rate at which they come
 ON_CPU = 10.0  # how many times slower a layer is that did not fit the GPU
 
 
@@ -60,7 +61,7 @@ class Pricing:
     catalog: Catalog = field(default_factory=Catalog)
     exact_sizes: bool = False  # a model needs what it weighs, and runs only where it fits: the simulator's world
     _seen: dict[str, tuple[int, int]] = field(default_factory=dict)  # bytes in memory, at that context
-    _work: dict[str, float] = field(
+    _work: dict[str, Mean] = field(
         default_factory=dict
     )  # seconds of a slot that a job of this model takes, a moving mean
 
@@ -122,7 +123,8 @@ class Pricing:
         return self.rates.speed(node.name, model, node.sizes.get(model, 0), cpu=node.beat.vram == 0).load_s
 
     def work(self, model: str) -> float:
-        return self._work.get(model, 5.0)
+        known = self._work.get(model)
+        return known.value if known else 5.0
 
     def has_seen(self, model: str) -> bool:
         """A job of it ended well: what is predicted is more than a guess."""
@@ -130,7 +132,7 @@ class Pricing:
 
     def worked(self, model: str, seconds: float) -> None:
         """A job of this model took a slot for so long, its load not counted."""
-        self._work[model] = seconds if model not in self._work else 0.9 * self._work[model] + 0.1 * seconds
+        self._work.setdefault(model, Mean(WORK_NEWEST)).add(seconds)
 
     def see(self, node: NodeView) -> None:
         """A heartbeat says how large models really are in memory; that is worth more than any estimate."""

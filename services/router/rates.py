@@ -28,12 +28,13 @@ CPU_PRIOR = Speed(1 / 60, 1 / 6, 4.5)
 class Mean:
     """Of the first figures all alike, then the newer the heavier."""
 
+    newest: float = NEWEST
     value: float = 0.0
     count: int = 0
 
     def add(self, value: float) -> None:
         self.count += 1
-        self.value += (value - self.value) * max(1 / self.count, NEWEST)
+        self.value += (value - self.value) * max(1 / self.count, self.newest)
 
 
 @dataclass(slots=True)

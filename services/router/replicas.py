@@ -1,17 +1,22 @@
-"""On which nodes a model should be in memory, by how often it is asked for: what another copy would save, and what one that
-leaves would cost, in seconds of waiting per second. Pure.
+"""On which nodes a model should be in memory, by how often it is asked for: what jobs wait for their slots, with the copies there
+are, or were there others. Pure.
 
-Each model is a queue of its own before the slots of all nodes that hold it, as busy as those nodes are on average (jobs are bound
-late, so any of them serves the next job); its wait is that of a queue with several servers (Sakasegawa's approximation). It is a
-sketch, but one that sees what counts: a model whose holders are busy while other nodes idle.
+The work of each model goes to those of its holders that have least to do (jobs are bound late, so it does). Nodes that are
+then equally busy share one queue: a model waits as long as that queue does, and besides for its own holders, as far as work that
+nobody else can do keeps them busy (both: Sakasegawa's approximation). It is a sketch, but one that sees what counts: nodes that
+idle while jobs wait for models they do not hold.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-ROUNDS = 4  # of spreading each model's work over its holders, towards the less busy
+ROUNDS = 3  # of spreading each model's work over its holders
 BUSY = 0.97  # from here on a queue is not in balance: it grows
 GROWS_FOR_S = 120.0  # for so long, before the survey is out of date
+
+ALIKE = 0.03  # so little does the business of nodes differ that share their work
+
+Holders = Mapping[str, frozenset[str]]  # nodes by model
 
 
 def wait_s(work: float, slots: float, busy: float) -> float:
@@ -23,93 +28,115 @@ def wait_s(work: float, slots: float, busy: float) -> float:
 
 @dataclass(slots=True, frozen=True)
 class Survey:
-    """`load`: slot-seconds per second that each model is asked for; `work`: seconds of a slot per job; `busy`: by node."""
+    """`load`: slot-seconds per second that each model is asked for; `work`: seconds of a slot per job."""
 
     load: Mapping[str, float]
     work: Mapping[str, float]
     slots: Mapping[str, float]  # by node, of a node of middling speed
-    holders: Mapping[str, frozenset[str]]
-    busy: Mapping[str, float]
-    share: Mapping[tuple[str, str], float]  # of a model's load, by model and node
-    sums: Mapping[str, tuple[float, float]]  # by model: slots of all its holders, and how many of them are busy
-    most_slots: float  # of any node
-    least_busy: float
+    holders: Holders
+    busy: Mapping[str, float]  # by node
+    waits: Mapping[str, float]  # by model that is held and asked for: seconds
+    waiting: float  # seconds that are waited per second, for all of them
+    bound: Mapping[str, float]  # by such model: load that only its holders can take, its own included
+    pooled: Mapping[str, float]  # by node: seconds that everybody waits who has to go there
+    own: Mapping[
+        str, tuple[float, float]
+    ]  # by such model: the slots of its holders, and the least that `pooled` says of them
 
-    def wait(self, model: str, more: float = 0.0) -> float | None:
-        """None: nobody holds it. `more`: load that its holders would have to take on."""
-        total, used = self.sums.get(model, (0.0, 0.0))
-        return wait_s(self.work[model], total, (used + more) / total) if total else None
-
-    def gain(self, model: str, node: str, load_s: float) -> float:
-        """Of one more copy there; of the first, that not every job has to wait for a load."""
-        load = self.load.get(model, 0.0)
-        if not load:
+    def gain(self, model: str, node: str) -> float:
+        """Of one more copy there, for those who wait for it: seconds per second. A guess, `with_holders` knows better."""
+        if model not in self.waits:
             return 0.0
-        work = self.work[model]
-        total, used = self.sums.get(model, (0.0, 0.0))
-        before = wait_s(work, total, used / total) if total else load_s + work
-        if not total:
-            used = load
-        slots = self.slots[node]
-        total += slots
-        after = wait_s(work, total, (used + self.busy[node] * slots) / total)
-        return max(0.0, load / work * (before - after))
+        total, pooled = self.own[model]
+        total += self.slots[node]
+        wait = wait_s(self.work[model], total, self.bound[model] / total) + min(pooled, self.pooled[node])
+        return max(0.0, self.load[model] / self.work[model] * (self.waits[model] - wait))
 
     def most(self, model: str) -> float:
-        """No further copy saves more than this, wherever it is: as if the largest node were the least busy one."""
-        load = self.load.get(model, 0.0)
-        total, used = self.sums.get(model, (0.0, 0.0))
-        if not load or not total:
-            return 0.0
-        work, slots = self.work[model], self.most_slots
-        busy = min(used, (used + self.least_busy * slots) / (total + slots) * total) / total
-        return load / work * (wait_s(work, total, used / total) - wait_s(work, total + slots, busy))
+        """No further copy can save them more."""
+        return self.load[model] / self.work[model] * self.waits.get(model, 0.0)
 
-    def loss(self, model: str, node: str, load_s: float) -> float:
-        """Of the copy there."""
-        load = self.load.get(model, 0.0)
-        if not load:
+    def loss(self, model: str, node: str, load_s: float = 0.0) -> float:
+        """Of the copy there, for them."""
+        if model not in self.waits:
             return 0.0
-        work = self.work[model]
-        before = self.wait(model) or 0.0
-        total, used = self.sums.get(model, (0.0, 0.0))
-        held = self.holders.get(model, frozenset())
-        if held - {node}:
-            slots = self.slots[node] if node in held else 0.0
-            used += load * self.share.get((model, node), 0.0) - (self.busy[node] * slots if slots else 0.0)
-            after = wait_s(work, total - slots, used / (total - slots))
+        left = self.holders[model] - {node}
+        if left:
+            total = sum(self.slots[n] for n in sorted(left))
+            wait = wait_s(self.work[model], total, self.load[model] / total) + min(self.pooled[n] for n in left)
         else:
-            after = before + load_s + work
-        return max(0.0, load / work * (after - before))
+            wait = load_s + self.work[model] + self.waits[model]
+        return self.load[model] / self.work[model] * max(0.0, wait - self.waits[model])
+
+    def with_holders(self, changed: Holders) -> "Survey":
+        """The same, were these models held by these nodes instead."""
+        return survey(self.load, self.work, self.slots, {**self.holders, **changed})
+
+    def with_load(self, scale: Mapping[str, float]) -> "Survey":
+        """The same, were these models asked for so many times as often."""
+        changed = {model: self.load.get(model, 0.0) * by for model, by in scale.items()}
+        return survey({**self.load, **changed}, self.work, self.slots, self.holders)
 
 
 def survey(
-    load: Mapping[str, float],
-    work: Mapping[str, float],
-    slots: Mapping[str, float],
-    holders: Mapping[str, frozenset[str]],
+    load: Mapping[str, float], work: Mapping[str, float], slots: Mapping[str, float], holders: Holders
 ) -> Survey:
-    parts_of: dict[str, dict[str, float]] = {}
-    for model, nodes in holders.items():
-        total = sum(
-            slots[node] for node in sorted(nodes)
-        )  # sums depend on their order, and ties must not depend on chance
-        parts_of[model] = {node: slots[node] / total for node in sorted(nodes)}
-    busy = dict.fromkeys(slots, 0.0)
-    for turn in range(ROUNDS):
-        busy = dict.fromkeys(slots, 0.0)
-        for model, parts in parts_of.items():
-            if asked := load.get(model, 0.0):
-                for node, part in parts.items():
-                    busy[node] += asked * part / slots[node]
-        if turn == ROUNDS - 1:
+    used = dict.fromkeys(slots, 0.0)
+    asked = sorted(
+        (m for m, nodes in holders.items() if nodes and load.get(m, 0.0) > 0), key=lambda m: (len(holders[m]), m)
+    )
+    parts: dict[str, list[tuple[str, float]]] = {}
+    for _ in range(ROUNDS):
+        for model in asked:
+            for node, part in parts.get(model, ()):
+                used[node] = max(0.0, used[node] - part)
+            parts[model] = _pour(load[model], holders[model], slots, used)
+            for node, part in parts[model]:
+                used[node] += part
+    jobs = dict.fromkeys(slots, 0.0)
+    for model in asked:
+        for node, part in parts[model]:
+            jobs[node] += part / work[model]
+    busy = {node: used[node] / slots[node] for node in slots}
+    pooled = _pools(busy, used, jobs, slots)
+    bound = {m: sum(load[v] for v in asked if holders[v] <= holders[m]) for m in asked}
+    own = {m: (sum(slots[n] for n in sorted(holders[m])), min(pooled[n] for n in holders[m])) for m in asked}
+    waits = {m: wait_s(work[m], total, bound[m] / total) + wait for m, (total, wait) in own.items()}
+    waiting = sum(load[model] / work[model] * waits[model] for model in asked)
+    return Survey(load, work, slots, holders, busy, waits, waiting, bound, pooled, own)
+
+
+def _pour(
+    load: float, nodes: Iterable[str], slots: Mapping[str, float], used: Mapping[str, float]
+) -> list[tuple[str, float]]:
+    """So much work into those of the nodes that are least busy, so that these are equally busy then."""
+    order = sorted((used[node] / slots[node], node) for node in nodes)
+    total, held = 0.0, 0.0
+    level, taken = 0.0, 0
+    for busy, node in order:
+        if taken and level <= busy:
             break
-        for model, parts in parts_of.items():
-            weighed = {node: part / (0.05 + busy[node]) for node, part in parts.items()}
-            total = sum(weighed.values())
-            parts_of[model] = {node: part / total for node, part in weighed.items()}
-    share = {(model, node): part for model, parts in parts_of.items() for node, part in parts.items()}
-    used = {node: busy[node] * slots[node] for node in slots}
-    sums = {m: (sum(slots[n] for n in parts), sum(used[n] for n in parts)) for m, parts in parts_of.items()}
-    most_slots, least_busy = max(slots.values(), default=1.0), min(busy.values(), default=0.0)
-    return Survey(load, work, slots, holders, busy, share, sums, most_slots, least_busy)
+        total += slots[node]
+        held += busy * slots[node]
+        taken += 1
+        level = (held + load) / total
+    return [(node, (level - busy) * slots[node]) for busy, node in order[:taken]]
+
+
+def _pools(
+    busy: Mapping[str, float], used: Mapping[str, float], jobs: Mapping[str, float], slots: Mapping[str, float]
+) -> dict[str, float]:
+    """Nodes that are equally busy are one queue: what could go to either went to the one that was less busy."""
+    order = sorted((part, node) for node, part in busy.items())
+    waits: dict[str, float] = {}
+    pool: list[str] = []
+    for n, (part, node) in enumerate(order):
+        pool.append(node)
+        if n + 1 < len(order) and order[n + 1][0] - part <= ALIKE:
+            continue
+        total, taken = sum(slots[each] for each in pool), sum(used[each] for each in pool)
+        rate = sum(jobs[each] for each in pool)
+        wait = wait_s(taken / rate, total, taken / total) if rate > 0 else 0.0
+        waits.update(dict.fromkeys(pool, wait))
+        pool = []
+    return waits

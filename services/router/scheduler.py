@@ -15,6 +15,7 @@ from services.router.replicas import Survey, survey
 from services.router.roster import Roster
 
 SURVEY_EVERY_S = 1.0
+BACKLOG_DOUBT = 2.0  # standard deviations of a queue that chance alone explains
 BACKLOG_WITHIN_S = 120.0  # what waits for a model beyond its due counts as demand, to be worked off within so long
 
 
@@ -100,7 +101,12 @@ class Scheduler:
         self.delayed = jobs / max(1, self.roster.slots)
         due = sum(queued.values()) / (sum(load.values()) or 1.0)  # were every model waited for as it is asked for
         load = {
-            model: seconds + max(0.0, queued[model] - due * seconds) / BACKLOG_WITHIN_S
+            model: seconds
+            + max(
+                0.0,
+                queued[model] - due * seconds - BACKLOG_DOUBT * (queued[model] * work[model]) ** 0.5,
+            )
+            / BACKLOG_WITHIN_S
             for model, seconds in load.items()
         }
         nodes = self.roster.fit.values()

@@ -11,23 +11,41 @@ loads = st.fixed_dictionaries({model: st.floats(0, 3) for model in "abc"})
 
 
 @given(loads, held, st.sampled_from("abc"), st.sampled_from(NODES))
-def test_a_copy_never_does_harm_one_that_leaves_never_helps_and_who_is_not_asked_for_counts_nothing(
+def test_a_copy_never_does_harm_one_that_leaves_never_helps_and_who_is_not_asked_for_counts_nothing(  # type: ignore[no-untyped-def]
     load, holders, model, node
-) -> None:  # type: ignore[no-untyped-def]
+) -> None:
     looked = survey(load, dict.fromkeys("abc", 5.0), dict.fromkeys(NODES, 2.0), holders)
-    assert looked.gain(model, node, 4.0) >= 0
+    assert looked.gain(model, node) >= 0
     assert looked.loss(model, node, 4.0) >= 0
     if not load[model]:
-        assert looked.gain(model, node, 4.0) == looked.loss(model, node, 4.0) == 0
-    for each, nodes in holders.items():
-        assert abs(sum(looked.share[each, node] for node in nodes) - 1) < 1e-9
+        assert looked.gain(model, node) == looked.loss(model, node, 4.0) == 0
     total = sum(load[model] for model in holders)
-    assert abs(sum(looked.busy[node] * 2.0 for node in NODES) - total) < 1e-9
+    assert abs(sum(looked.busy[node] * 2.0 for node in NODES) - total) < 1e-6
+    assert set(looked.waits) == {model for model in holders if load[model]}
+    assert looked.with_holders({}).waiting == looked.waiting
+
+
+def test_work_goes_to_the_holders_that_others_leave_idle() -> None:
+    looked = survey(
+        {"a": 2.0, "b": 1.0}, {"a": 5.0, "b": 5.0}, {"n1": 2.0, "n2": 2.0},
+        {"a": frozenset({"n1"}), "b": frozenset({"n1", "n2"})},
+    )  # fmt: skip
+    assert looked.busy == {"n1": 1.0, "n2": 0.5}
+
+
+def test_nodes_that_share_their_work_are_one_queue_and_a_second_copy_of_what_few_hold_is_known_to_pay() -> None:
+    slots = dict.fromkeys(NODES, 2.0)
+    everywhere = frozenset(NODES)
+    looked = survey({"a": 3.0, "b": 1.5}, {"a": 5.0, "b": 20.0}, slots, {"a": everywhere, "b": frozenset({"n1"})})
+    assert looked.pooled["n1"] == looked.pooled["n2"] == looked.pooled["n3"]
+    assert looked.waits["b"] > 2 * looked.waits["a"]
+    assert looked.with_holders({"b": frozenset({"n1", "n2"})}).waiting < looked.waiting
+    assert looked.with_load({"b": 2.0}).waiting > looked.waiting
 
 
 def test_a_busy_holder_beside_an_idle_node_makes_a_copy_worth_it_and_an_idle_one_does_not() -> None:
     def gain(load: float) -> float:
-        return survey({"a": load}, {"a": 5.0}, {"n1": 2, "n2": 2}, {"a": frozenset({"n1"})}).gain("a", "n2", 4.0)
+        return survey({"a": load}, {"a": 5.0}, {"n1": 2, "n2": 2}, {"a": frozenset({"n1"})}).gain("a", "n2")
 
     assert gain(0.05) < 0.01 < gain(1.0) < gain(1.8) < gain(3.0)
 
