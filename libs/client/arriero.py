@@ -20,6 +20,7 @@ from libs.common.contracts.subjects import token
 CONNECT_S = 10.0
 SUBMIT_S = 15.0  # of trying; one try is at most calls.TRY_S
 PATIENCE_S = 60.0
+LOOK_S = 0.1  # NATS refuses a question by telling the connection, not the question
 PAGE = 100  # of a listing
 
 # To the program's own `logging`, where it wants it; nothing is printed.
@@ -144,12 +145,18 @@ class Arriero:
     async def _first_question(self, timeout: float) -> None:
         """May this user ask as this client? A verb that no gateway has is answered at once, or by NATS if none is there. (And two
         first requests at once would each make an inbox.)"""
+        asking = asyncio.ensure_future(self._bus.request(f"api.{self._calls.client}.hello", timeout=timeout))
         try:
-            await self._bus.request(f"api.{self._calls.client}.hello", timeout=timeout)
-        except BusError as error:
-            if "permissions violation" in self._bus.complaint.lower():
-                message = f"NATS does not let this user ask as the client {self._calls.client}: {self._bus.complaint}"
-                raise NotConnected(message) from error
+            while not asking.done():
+                await asyncio.wait({asking}, timeout=LOOK_S)
+                if "permissions violation" in self._bus.complaint.lower():
+                    said = self._bus.complaint
+                    raise NotConnected(f"NATS does not let this user ask as the client {self._calls.client}: {said}")
+            with contextlib.suppress(BusError):  # no gateway is there at the moment
+                asking.result()
+        finally:
+            asking.cancel()
+            await asyncio.gather(asking, return_exceptions=True)
 
     async def _closed(self) -> None:
         await self._bus.lost.wait()

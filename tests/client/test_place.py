@@ -1,6 +1,7 @@
 """A reader's place, against a world that loses, doubles, delays and shuffles whatever it says, and kills workers."""
 
 import itertools
+import random
 from typing import NamedTuple
 
 from hypothesis import HealthCheck, settings
@@ -145,6 +146,16 @@ class World(RuleBasedStateMachine):
     def deliver_in_order(self) -> None:
         while self.flying:
             self.show(self.place.chunk(*self.flying.pop(0)))
+
+    @precondition(lambda self: self.flying)
+    @rule(order=st.randoms(use_true_random=False))
+    def deliver_shuffled_and_doubled(self, order: random.Random) -> None:
+        chunks = self.flying * 2
+        self.flying.clear()
+        order.shuffle(chunks)
+        for chunk in chunks:
+            self.show(self.place.chunk(*chunk))
+            self.what_was_shown_is_the_beginning_of_one_log_in_whole_events()
 
     @precondition(lambda self: self.flying)
     @rule()

@@ -70,6 +70,28 @@ def test_a_slice_installs_and_runs_alone(tmp_path: Path, name: str):
     assert found == "[]"
 
 
+def test_the_client_library_runs_without_any_service(tmp_path: Path):
+    """What an internal service installs: it connects, and says what is wrong when nobody is there."""
+    source = copy_slice(tmp_path / "slice", ())
+    pip("install", "--no-index", "--no-deps", "--no-build-isolation", "--target", tmp_path / "target", source)
+    program = """
+import asyncio, importlib.util as u, services
+from libs.client import Arriero, NotConnected
+
+async def main():
+    try:
+        async with Arriero.connect("nats://127.0.0.1:9", client="billing", timeout=0.1):
+            pass
+    except NotConnected as error:
+        print(error.code, [x for x in ("auth", "gateway", "router", "worker") if u.find_spec("services." + x)])
+
+asyncio.run(main())
+"""
+    done = Installed(tmp_path / "target").run(sys.executable, "-c", program)
+
+    assert (done.stdout, done.stderr) == ("not_connected []\n", "")
+
+
 @pytest.mark.parametrize("name", ["auth", "gateway"])
 def test_without_its_secret_a_service_names_the_setting_and_ends(name: str):
     done = Installed(ROOT).run(sys.executable, "-m", f"services.{name}", "--check")
