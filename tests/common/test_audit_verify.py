@@ -12,7 +12,7 @@ from joserfc.jwk import ECKey
 from libs.common.audit.chain import CHECKPOINTS, START, STOP, Link, chained, digest
 from libs.common.audit.heads import Heads
 from libs.common.audit.lines import End, Entry, Trail, line_of, read_line
-from libs.common.audit.statements import sign
+from libs.common.audit.statements import open_statement, sign
 from libs.common.audit.verify import Report, Verifier, checkpoint_record, next_checkpoint, public_keys
 from libs.common.contracts.audit import AuditRecord, Result, Statement
 from libs.common.contracts.codec import Malformed, encode
@@ -304,6 +304,86 @@ def test_a_statement_put_into_another_place_is_found():
     found = verify([*book.entries[:-1], second._replace(data=encode(moved))])
 
     assert [(problem.kind, problem.sequence) for problem in found.problems] == [("altered", second.sequence)]
+
+
+def foreign(book: Book, writer: str, record: AuditRecord) -> Entry:
+    """Somebody else's record in the stream: its writer does not know it."""
+    entry = Entry(len(book.entries) + 1, f"audit.{writer}", book.now, encode(record))
+    book.entries.append(entry)
+    return entry
+
+
+def forged(book: Book, writer: str, **more) -> AuditRecord:
+    """As the writer itself would have written it next."""
+    link = book.links.get(writer, Link())
+    facts = {"n": link.n + 1, "previous": link.hash, "after": link.sequence, **more}
+    return AuditRecord(at_ms=book.now, action="client.create", result=Result.ALLOWED, **facts)
+
+
+@pytest.mark.parametrize("later", [0, 1, 4])
+def test_a_record_put_in_before_the_true_one_is_the_inserted_one(later):
+    """Two records say that they follow the same one; whichever is followed is true, whoever came first."""
+    book = Book()
+    for _ in range(3):
+        book.write("gateway.b")
+    false = foreign(book, "gateway.b", forged(book, "gateway.b"))
+    book.write("gateway.b")
+    for _ in range(later):
+        book.write("gateway.b")
+    book.checkpoint()
+    found = verify(book.entries, len(book.entries))
+
+    assert [(problem.kind, problem.sequence) for problem in found.problems] == [("inserted", false.sequence)]
+
+
+@pytest.mark.parametrize("later", [0, 1, 4])
+def test_a_record_put_in_behind_the_true_one_is_the_inserted_one(later):
+    book = Book()
+    for _ in range(3):
+        book.write("gateway.b")
+    copy = forged(book, "gateway.b")
+    book.write("gateway.b")
+    false = foreign(book, "gateway.b", copy)
+    for _ in range(later):
+        book.write("gateway.b")
+    book.checkpoint()
+    found = verify(book.entries, len(book.entries))
+
+    assert [(problem.kind, problem.sequence) for problem in found.problems] == [("inserted", false.sequence)]
+
+
+def test_a_whole_chain_put_in_is_found_by_the_checkpoint_that_does_not_know_it():
+    book = Book()
+    book.write("gateway.b")
+    false = foreign(book, "gateway.x", AuditRecord(n=1, at_ms=1, action="client.create", result=Result.ALLOWED))
+    book.write("gateway.b")
+    book.checkpoint()
+    found = verify(book.entries, len(book.entries))
+
+    assert [(p.kind, p.sequence, p.writer) for p in found.problems] == [("inserted", false.sequence, "gateway.x")]
+
+
+def test_a_signature_by_another_key_is_found():
+    """It names a key that counts."""
+    public = dict(OTHER_KEY.as_dict(private=True)) | {"kid": KEY.kid}
+    pretender = ECKey.import_key(public)
+    book = Book()
+    book.write("gateway.b")
+    book.checkpoint(pretender)
+    (problem, *_) = verify(book.entries).problems
+
+    assert (problem.kind, problem.writer) == ("altered", CHECKPOINTS)
+    assert "signature" in problem.text
+
+
+def test_a_signature_has_one_spelling():
+    """The last character of 86 carries two bits; the other four mean nothing to a tolerant reader."""
+    signed = sign(Statement(n=1, at_ms=1), KEY)
+    alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+    spelled = [signed[:-1] + alphabet[alphabet.index(signed[-1]) & 0b110000 | rest] for rest in range(16)]
+
+    assert signed in spelled
+    assert [text for text in spelled if open_statement(text, KEYS).checked] == [signed]
 
 
 def test_too_many_heads_for_one_statement_go_into_the_next(monkeypatch):

@@ -170,8 +170,6 @@ class Verifier:
             self._say("altered", CHECKPOINTS, item, opened.problem or "it is not what its statement says")
             self._vouched[entry.sequence] = ""
             return
-        if opened.checked:
-            self._vouched[entry.sequence] = item.hash
         self._compare(statement)
 
     def _compare(self, statement: Statement) -> None:
