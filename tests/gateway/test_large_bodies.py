@@ -122,7 +122,8 @@ async def test_of_a_job_that_could_not_be_stored_no_part_stays(
     async def refuse_new(subject: str, *args: Any, **more: Any) -> Ack:
         if subject.endswith(".new"):
             raise Refused(0, "no")
-        written.append(subject)
+        if subject.startswith("parts."):  # not what the audit trail writes meanwhile
+            written.append(subject)
         return await append(subject, *args, **more)
 
     monkeypatch.setattr(gateway.bus, "append", refuse_new)
