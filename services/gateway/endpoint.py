@@ -82,7 +82,7 @@ class Endpoint:
         try:
             if self._warm_up is not None:
                 await self._warm_up.wait()
-            exchange.principal = principal = await self._credentials.principal(exchange.raw_headers)
+            exchange.principal = principal = await self._credentials.principal(exchange.raw_headers, exchange.address)
             require(principal, self.spec.scope)
             with self._sessions.one(principal) as exchange.session:
                 if self._limiter is not None and principal.accounts:

@@ -8,6 +8,8 @@ from contextlib import asynccontextmanager
 from libs.common import runtime
 from libs.common.audit import Audit
 from libs.common.bus.connection import Bus
+from libs.common.credentials.failure_log import FailureLog
+from libs.common.credentials.failures import Rate
 from libs.common.ids import new_boot_id
 from libs.common.runtime import Port, Running, Service
 from services.gateway.app import create_app
@@ -34,7 +36,14 @@ GOODBYE_S = 3.0  # for streams to write their last frame once they have been end
 @asynccontextmanager
 async def start(settings: GatewaySettings, bus: Bus) -> AsyncIterator[Running]:
     secret = settings.cluster_secret.get_secret_value().encode()
-    credentials = Credentials(bus, issuer=settings.issuer, jwks_url=settings.jwks_url, cluster_secret=secret)
+    rate = Rate(settings.address_failures)
+    credentials = Credentials(
+        bus,
+        issuer=settings.issuer,
+        jwks_url=settings.jwks_url,
+        cluster_secret=secret,
+        failures=FailureLog(bus, secret, address_rate=rate) if rate.per_minute else None,
+    )
     fleet, pressure = FleetView(bus), Pressure(bus)
     catalog = Catalog(bus)
     submitter = Submitter(bus, secret, pressure)

@@ -23,6 +23,9 @@ class GatewaySettings(HttpSettings):
     )
     max_body: int = Field(20 * MIB, ge=1024, le=MAX_BODY, description="largest request body taken")
     max_num_ctx: int = Field(MAX_NUM_CTX, ge=256, description="largest context that a request may ask for, in tokens")
+    address_failures: int = Field(
+        60, ge=0, description="failed authentications of one address before it has to wait; 0: any number"
+    )
     output_tokens: int = Field(
         OUTPUT_TOKENS, ge=1, description="reserved of a client's tokens for a request that sets no limit of its own"
     )

@@ -47,7 +47,9 @@ class Gateway:
 @contextlib.asynccontextmanager
 async def running_gateway(nats: NatsServer, **settings: Any) -> AsyncIterator[Gateway]:
     """Ready when it yields; its tasks must not have failed when it ends."""
-    effective = GatewaySettings(**({"cluster_secret": SECRET, "issuer": "http://127.0.0.1:9"} | settings))
+    effective = GatewaySettings(
+        **({"cluster_secret": SECRET, "issuer": "http://127.0.0.1:9", "address_failures": 0} | settings)
+    )
     bound = free_socket()
     async with connected(nats) as bus, start(effective, bus) as running:
         tasks = [asyncio.create_task(task) for task in running.tasks.values()]

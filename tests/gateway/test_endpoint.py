@@ -17,7 +17,7 @@ from tests.support.waiting import eventually
 class Anybody:
     """Credentials that let everybody in."""
 
-    async def principal(self, headers: object) -> Principal:
+    async def principal(self, headers: object, address: str) -> Principal:
         return Principal(client="c", scopes=frozenset(Scope))
 
 

@@ -1,6 +1,7 @@
 """From a request's headers to who asks: the gateway's one way of knowing a caller."""
 
 import asyncio
+import math
 import time
 from collections.abc import Callable
 
@@ -11,6 +12,7 @@ from libs.common.contracts.clients import Account, ApiKey, Client, Limits, Model
 from libs.common.contracts.faults import Code, Failed, failed
 from libs.common.credentials.api_keys import ApiKeyText
 from libs.common.credentials.directory import Directory
+from libs.common.credentials.failure_log import FailureLog
 from libs.common.credentials.revocations import Revocations
 from libs.common.credentials.tokens import Claims, Rejected, UnknownKey, verify
 from libs.common.credentials.verifiers import Verifiers
@@ -41,6 +43,7 @@ class Credentials:
         issuer: str,
         jwks_url: str | None = None,
         cluster_secret: bytes,
+        failures: FailureLog | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._issuer = issuer.rstrip("/")
@@ -50,6 +53,7 @@ class Credentials:
         self._verifiers = Verifiers(cluster_secret)
         self._jwks = Jwks(jwks_url or self._issuer + JWKS_PATH)
         self._verified = VerifiedTokens()
+        self._failures = failures
         self._clock = clock
 
     async def run(self) -> None:
@@ -58,6 +62,8 @@ class Credentials:
             tasks.create_task(self._directory.run(), name="credentials.directory")
             tasks.create_task(self._revocations.run(), name="credentials.revocations")
             tasks.create_task(self._jwks.run(), name="credentials.jwks")
+            if self._failures is not None:
+                tasks.create_task(self._failures.run(), name="credentials.failures")
 
     def checks(self) -> dict[str, Check]:
         return {
@@ -66,11 +72,27 @@ class Credentials:
             "jwks": self._jwks.check,
         }
 
-    async def principal(self, headers: Headers) -> Principal:
-        """Raises Failed: UNAUTHENTICATED; INVALID_REQUEST for two different credentials; UNAVAILABLE while nobody can
-        be judged, because a revocation may have been missed or no signing key was ever loaded."""
+    async def principal(self, headers: Headers, address: str = "") -> Principal:
+        """`address`: where the request comes from; failures are counted on it. Raises Failed: UNAUTHENTICATED;
+        INVALID_REQUEST for two different credentials; RATE_LIMITED after too many failures; UNAVAILABLE while nobody can be
+        judged, because a revocation may have been missed or no signing key was ever loaded."""
         presented = extract(headers)
         self._require_fresh()
+        if self._failures is None or not address:
+            return await self._principal(presented)
+        verdict = self._failures.ask(address, _name_of(presented))
+        if (wait_s := verdict.blocked_s) > 0:
+            raise _too_many_failures(wait_s)
+        try:
+            found = await self._principal(presented)
+        except Failed as error:
+            if error.fault.code is Code.UNAUTHENTICATED and (wait_s := verdict.failed()) > 0:
+                raise _too_many_failures(wait_s) from None
+            raise
+        verdict.succeeded()
+        return found
+
+    async def _principal(self, presented: ApiKeyText | AccessToken) -> Principal:
         if isinstance(presented, ApiKeyText):
             return self._by_key(presented)
         return self._by_token(await self._claims(presented))
@@ -196,6 +218,16 @@ def _principal(client: Client, scopes: frozenset[str], credential: str, *, key: 
         models=tuple(rule for rule in models if rule != _ALL_MODELS),
         accounts=tuple(account for account in accounts if account.limits != _NO_LIMITS),
     )
+
+
+def _name_of(presented: ApiKeyText | AccessToken) -> str:
+    """What failures are counted on beside the address, and what has proven itself: a key's id, a token as a whole."""
+    return f"key:{presented.id}" if isinstance(presented, ApiKeyText) else f"token:{presented.text}"
+
+
+def _too_many_failures(wait_s: float) -> Failed:
+    message = "too many credentials from this address, or too many secrets of this key, were wrong; wait, and send the right one"
+    return failed(Code.RATE_LIMITED, message, retry_after_s=math.ceil(wait_s))
 
 
 def _unauthenticated(message: str) -> Failed:
