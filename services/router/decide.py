@@ -4,12 +4,13 @@ Among nodes that hold the model, or are loading it, the smallest price wins. Cop
 node loads a model for a job only while no node holds it.
 """
 
+import functools
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from libs.common.contracts.jobs import Candidate, Decision
 from services.router.fleet import NodeView
-from services.router.pricing import Ask, Terms
+from services.router.pricing import DECODE_COUNTS, Ask, Terms
 
 MAX_CANDIDATES_KEPT = 16  # in the record of a job; a fleet has up to fifty nodes
 BUSY_WINS = 0.9  # a busy node is waited for if it is quicker by so much, because it holds the prompt, or decodes faster
@@ -40,6 +41,24 @@ def rank(ask: Ask, priced: Iterable[tuple[NodeView, Terms]]) -> list[Priced]:
     return found
 
 
+def rank_warm(ask: Ask, speeds: Iterable[tuple[NodeView, float, float]]) -> list[Priced]:
+    """The first of `rank` for nodes with a free slot and the model in memory, by seconds per prompt token and per output token,
+    of a job that no prompt cache helps: only prefill and decode differ. In a large fleet they are many, and few are kept."""
+    prompt, output, counts = max(0, ask.prompt_tokens), ask.output_tokens, DECODE_COUNTS[ask.priority]
+    avoid = ask.avoid
+    found = []
+    for node, prefill_s, decode_s in speeds:
+        prefill, decode, name = prompt * prefill_s, output * decode_s, node.name
+        score = prefill + counts * decode
+        busy = len(node.runs) / max(1, node.beat.slots)
+        found.append((name in avoid, round(score, 3), busy, node.last_bound_at, name, node, prefill, decode, score))
+    found.sort()  # names differ
+    return [
+        Priced(node, Terms(0.0, 0.0, prefill, decode, 0.0, 0.0, 0, ()), score)
+        for *_, node, prefill, decode, score in found[:MAX_CANDIDATES_KEPT]
+    ]
+
+
 def pays(need: Need, load: Priced, *, level: float, queued: int) -> bool:
     """Is it time to load a model that nobody holds? `level`: seconds of work that wait for this node's own models, `queued` jobs.
 
@@ -61,7 +80,7 @@ def explain(
     chosen: Priced, others: Sequence[Priced], refused: Iterable[tuple[str, str]], *, waited_ms: int
 ) -> Decision:
     candidates = [_candidate(priced) for priced in (chosen, *others)]
-    candidates += [Candidate(node=name, verdict=why) for name, why in sorted(refused)]
+    candidates += [_refused(name, why) for name, why in sorted(refused)]
     terms = chosen.terms
     return Decision(
         node=chosen.node.name,
@@ -73,6 +92,11 @@ def explain(
         cached_tokens=terms.cached_tokens,
         candidates=tuple(candidates[:MAX_CANDIDATES_KEPT]),
     )
+
+
+@functools.lru_cache(maxsize=10_000)
+def _refused(node: str, why: str) -> Candidate:
+    return Candidate(node=node, verdict=why)
 
 
 def describe(terms: Terms) -> str:

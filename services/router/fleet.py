@@ -80,6 +80,7 @@ class NodeView:
     listed: dict[RunKey, Running] = field(default_factory=dict)  # what the newest heartbeat names
     runs: dict[RunKey, str] = field(default_factory=dict)  # all that takes a slot, ordered or listed, with its model
     loading: frozenset[str] = frozenset()  # sent here cold, not in memory yet: Ollama loads one after the other (§3.1)
+    free_slots: int = 0
     resident: frozenset[str] = frozenset()  # in memory, and not about to leave it for what is loading
 
     def __post_init__(self) -> None:
@@ -186,6 +187,7 @@ class NodeView:
                 self.runs.setdefault(key, canonical_model(run.model) if run.model else "")
             if run.phase in (Phase.DECODING, Phase.STOPPING):
                 decoding.add(key)
+        self.free_slots = self.beat.slots - len(self.runs)
         self.loading = frozenset(
             m for key, m in self.runs.items() if m and m not in self.loaded and key not in decoding
         )
@@ -196,10 +198,6 @@ class NodeView:
             leaving.update(m for model in on_way for m in self.preloads[model].evict)
             self.loading |= on_way
             self.resident = self.loaded - leaving
-
-    @property
-    def free_slots(self) -> int:
-        return self.beat.slots - len(self.runs)
 
     def frees_at(self, now: float, otherwise: float) -> float:
         """When the first of its slots is free, as predicted; of a run that nothing is known of, after `otherwise` seconds."""

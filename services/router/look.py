@@ -59,21 +59,26 @@ class Look:
         self.roster = scheduler.roster
         self.roster.refresh(now, connected_at)
         self._held: set[str] = set()
-        self._acted = False  # a wish of this look may have been carried out
+        self._wished: NodeView | None = (
+            None  # of the last wish, which may have been carried out; nothing else has changed
+        )
         self._backlog: Backlog | None = None
         self._best_of: dict[str, list[Priced]] = {}
         self._drains: dict[str, float] = {}
 
     def next(self) -> Placement | Loading | None:
-        if self._acted:
-            self.roster.refresh(self.now, self._connected_at)
-        self._acted = True
-        loading = self._next_copy()
-        if loading is not None:
-            return loading
+        if self._wished is not None:
+            self.roster.see(self._wished, self.now, self._connected_at)
+        wish = self._next_copy() or self._next_job()
+        self._wished = wish.node if wish is not None else None
+        return wish
+
+    def _next_job(self) -> Placement | None:
         if not self.roster.free:
             return None
-        for head in self._queue.heads():
+        may = self.roster.may_be_placed
+        worth = None if self._scheduler.avoiding else [model for model in self._queue.waiting_by_model() if may(model)]
+        for head in self._queue.heads(worth):
             if head.model not in self._held:
                 placement = self._place(head, self._scheduler.asks[head.key])
                 if isinstance(placement, Waits):
@@ -125,9 +130,10 @@ class Look:
 
     def _place(self, head: Waiting, ask: Ask) -> Placement | Waits | None:
         holders = self.roster.holders(ask.model, ask.priority)
-        free = [node for node in _both(holders, self.roster.free) if objections.full(ask.model, node) is None]
+        holding = self.roster.free_holders(ask.model)
+        free = [node for name, node in holding.items() if name in holders and objections.full(ask.model, node) is None]
         if free:
-            best = decide.rank(ask, self._price(ask, free))
+            best = self._rank_free(ask, free)
             # A slot that nobody takes is lost: only who is alone, or finds more of its prompt elsewhere, waits for a better one.
             alone = self.waiting(ask.model) <= 1
             if alone or ask.affinity:
@@ -145,6 +151,13 @@ class Look:
         elif holders and not ask.avoid.issuperset(holders):
             return None
         return self._load(head, ask, holders)
+
+    def _rank_free(self, ask: Ask, free: list[NodeView]) -> list[Priced]:
+        """Nodes with a slot that hold the model or load it; as many as are kept."""
+        if not ask.affinity and all(ask.model in node.resident for node in free):
+            warm, model = self._pricing.warm, ask.model
+            return decide.rank_warm(ask, [(node, *warm(node, model)) for node in free])
+        return decide.rank(ask, self._price(ask, free))
 
     def _place_another(self, head: Waiting) -> Placement | None:
         """The slot is for the next one who does not prefer to wait for another."""
@@ -194,13 +207,14 @@ class Look:
         room = max(0, decide.MAX_CANDIDATES_KEPT - len(ranked))
         refused = list(itertools.islice(self.roster.unfit.items(), room))
         if len(refused) < room:
+            able, free = self.roster.able(job.model, job.priority)[0], self.roster.free
             priced = {each.node.name for each in ranked}
-            others = (item for item in self.roster.fit.items() if item[0] not in priced)
-            able, _ = self.roster.able(job.model, job.priority)
-            free = self.roster.free
-            for name, node in itertools.islice(others, room - len(refused)):
-                taken = name in able and name not in free
-                refused.append((name, objections.ALL_TAKEN if taken else self._why_not(job, node)))
+            for name, node in self.roster.fit.items():
+                if name not in priced:
+                    taken = name in able and name not in free
+                    refused.append((name, objections.ALL_TAKEN if taken else self._why_not(job, node)))
+                    if len(refused) >= room:
+                        break
         waited_ms = max(0, int(self._now_ms - job.created_ms))
         decision = decide.explain(best, ranked[1 : decide.MAX_CANDIDATES_KEPT], refused, waited_ms=waited_ms)
         hold = Hold(job.model, ready_at=ready_at, ends_at=ends_at, evict=terms.evict)

@@ -40,13 +40,9 @@ class Prefixes:
 
     def holding_more(self, nodes: Iterable[str], model: str, chain: tuple[str, ...], than: int) -> list[str]:
         """Those of these nodes that hold more than so many of the prompt's first tokens."""
-        entries = [(digest, tokens) for digest, tokens in map(read_entry, reversed(chain)) if tokens > than]
-        found = []
-        for node in nodes:
-            held = self._held.get((node, model))
-            if held and any(digest in held for digest, _ in entries):
-                found.append(node)
-        return found
+        wanted = {digest for digest, tokens in map(read_entry, chain) if tokens > than}
+        known = self._held.get
+        return [node for node in nodes if (held := known((node, model))) is not None and not wanted.isdisjoint(held)]
 
     def keep_only(self, node: str, models: Iterable[str]) -> None:
         """What left memory took its cache along."""

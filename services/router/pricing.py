@@ -68,10 +68,8 @@ class Pricing:
     def terms(self, ask: Ask, node: NodeView, harm_of: Callable[[str, str], float], now: float) -> Terms | None:
         """None: the model does not fit this node. `harm_of`: seconds that others lose when a model leaves a node."""
         if not ask.affinity and ask.model in node.resident and node.free_slots > 0:  # most of all, so it is short
-            speed = self.rates.speed(node.name, ask.model, node.sizes.get(ask.model, 0), cpu=node.beat.vram == 0)
-            if not self.rates.decoded(node.name, ask.model):
-                speed = self.speed(node, ask.model)
-            prefill_s, decode_s = max(0, ask.prompt_tokens) * speed.prefill_s, ask.output_tokens * speed.decode_s
+            prefill_s, decode_s = self.warm(node, ask.model)
+            prefill_s, decode_s = max(0, ask.prompt_tokens) * prefill_s, ask.output_tokens * decode_s
             return Terms(0.0, 0.0, prefill_s, decode_s, 0.0, 0.0, 0, ())
         speed = self.speed(node, ask.model)
         cached = 0
@@ -101,6 +99,10 @@ class Pricing:
             cached_tokens=cached,
             evict=evict,
         )
+
+    def warm(self, node: NodeView, model: str) -> tuple[float, float]:
+        """Of `speed`, what counts where the model is in memory: seconds per prompt token and per output token."""
+        return self.rates.seen(node.name, model) or self.speed(node, model)[:2]
 
     def speed(self, node: NodeView, model: str) -> Speed:
         """What was learned of it; else a guess, slower as far as the model does not fit the node's GPU."""

@@ -12,10 +12,9 @@ steps as lanes have changed since, not jobs and not lanes. Entries that do not s
 """
 
 import heapq
-import itertools
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from libs.common.contracts.requests import Priority
@@ -69,6 +68,7 @@ class PendingQueue:
         self._had: dict[str, float] = {}  # tokens over weight, by client, in units that grow as the past fades
         self._fades_from = 0.0  # seconds: when such a unit was one token
         self._over: dict[str, int] = {}  # clients that had more than their share, by how many tolerances
+        self._active: dict[str, float] = {}  # `_had` of those who wait or run
         self._waits: defaultdict[str, int] = defaultdict(int)  # jobs, by client
         self._of_model: defaultdict[str, defaultdict[str, int]] = defaultdict(lambda: defaultdict(int))
         self._created: defaultdict[str, float] = defaultdict(float)  # sums of created_ms, by model
@@ -93,6 +93,7 @@ class PendingQueue:
         self._waits.clear()
         self._of_model.clear()
         self._created.clear()
+        self._active.clear()
         self._running.clear()
         self._runs.clear()
 
@@ -108,6 +109,7 @@ class PendingQueue:
         client = job.key.client
         self._waits[client] += 1
         if self._waits[client] == 1:
+            self._active[client] = self._had.get(client, 0.0)
             self._see_who_is_over()
         self._of_model[job.model][client] += 1
         self._created[job.model] += job.created_ms
@@ -128,6 +130,8 @@ class PendingQueue:
         self._created[job.model] -= job.created_ms
         if key.client not in self._waits:
             self._limited.discard(key.client)
+            if key.client not in self._runs:
+                del self._active[key.client]
         if not self._of_model[job.model]:
             for table in (self._of_model, self._created, self._lanes, self._heads, self._stale, self._first):
                 table.pop(job.model, None)
@@ -161,6 +165,7 @@ class PendingQueue:
         charged = job.tokens / max(job.weight, MIN_WEIGHT)
         self._running[key] = charged, now
         self._runs[key.client] += 1
+        self._active.setdefault(key.client, 0.0)  # the charge says how much
         self._charge(key.client, charged * self._unit(now))
 
     def ended(self, key: JobKey, now: float, *, weight: float = 1.0, tokens: float | None = None) -> None:
@@ -170,6 +175,8 @@ class PendingQueue:
             return
         charged, at = bill
         self._less(self._runs, key.client)
+        if key.client not in self._runs and key.client not in self._waits:
+            del self._active[key.client]
         if tokens is None:
             self._charge(key.client, 0.0)
             return
@@ -187,10 +194,10 @@ class PendingQueue:
             if known is not None and (rank := _risen(known[0], now_ms)) < known[1]:
                 self._put(known[0], rank)
 
-    def heads(self) -> Iterator[Waiting]:
-        """The next job of each model, best first. Do not change the queue while iterating."""
+    def heads(self, models: Iterable[str] | None = None) -> Iterator[Waiting]:
+        """The next job of each model that waits, or of these of them, best first. Do not change the queue while iterating."""
         found = []
-        for model in list(self._lanes):
+        for model in list(self._lanes) if models is None else models:
             first = self._first_of(model)
             if first is not None:
                 found.append(first)
@@ -263,13 +270,19 @@ class PendingQueue:
         heapq.heappush(self._rises, _next_rise(job, rank))
 
     def _stands(self, entry: tuple[float, int, JobKey], rank: int) -> bool:
-        known = self._jobs.get(entry[2])
-        return known is not None and known[1] == rank and (known[0].deadline_ms, known[0].submitted) == entry[:2]
+        deadline_ms, submitted, key = entry
+        if (known := self._jobs.get(key)) is None or known[1] != rank:
+            return False
+        return known[0].submitted == submitted and known[0].deadline_ms == deadline_ms
 
     def _head(self, lane: list[tuple[float, int, JobKey]], rank: int) -> Waiting | None:
         while lane:
-            if self._stands(lane[0], rank):
-                return self._jobs[lane[0][2]][0]
+            deadline_ms, submitted, key = lane[0]
+            known = self._jobs.get(key)
+            if known is not None and known[1] == rank:
+                job = known[0]
+                if job.submitted == submitted and job.deadline_ms == deadline_ms:
+                    return job
             heapq.heappop(lane)
         return None
 
@@ -335,10 +348,13 @@ class PendingQueue:
             shrunk = math.exp((self._fades_from - now) / FADES_S)
             self._had = {c: had * shrunk for c, had in self._had.items() if had * shrunk > 1e-3}
             self._fades_from = now
+            self._active = {c: self._had.get(c, 0.0) for c in self._active}
         return math.exp((now - self._fades_from) / FADES_S)
 
     def _charge(self, client: str, units: float) -> None:
-        self._had[client] = max(0.0, self._had.get(client, 0.0) + units)
+        had = self._had[client] = max(0.0, self._had.get(client, 0.0) + units)
+        if client in self._active:
+            self._active[client] = had
         if client in self._limited:  # it may have reached its limit, or be below it again
             self._touch_all(client)
         self._see_who_is_over()
@@ -349,16 +365,17 @@ class PendingQueue:
                 self._touch(model, client)
 
     def _see_who_is_over(self) -> None:
-        active = self._waits.keys() | self._runs.keys()
-        had, others = self._had, len(active) - 1
-        total = sum(map(had.get, active, itertools.repeat(0.0)))
-        # Against the mean of the others: of two clients one would need three times the other's to be half over their mean.
-        nearly = 0.99 * total * (1 + TOLERANCE) / (1 + TOLERANCE + others)  # who has less has no tolerance to lose
+        had, others = self._active, len(self._active) - 1
         over = {}
-        for client in [c for c in active if had.get(c, 0.0) > nearly] if others else ():
-            mean = max(total - had[client], LEAST) / others
-            if (n := int((had[client] / mean - 1) / TOLERANCE)) > 0:
-                over[client] = n
+        if others > 0:
+            # Against the mean of the others: of two clients one would need three times the other's to be half over their mean.
+            total = sum(had.values())
+            nearly = 0.99 * total * (1 + TOLERANCE) / (1 + TOLERANCE + others)  # who has less has no tolerance to lose
+            if max(had.values()) > nearly:
+                for client in [c for c, units in had.items() if units > nearly]:
+                    mean = max(total - had[client], LEAST) / others
+                    if (n := int((had[client] / mean - 1) / TOLERANCE)) > 0:
+                        over[client] = n
         if over != self._over:
             before, self._over = self._over, over
             for client in before.keys() | over.keys():

@@ -51,6 +51,7 @@ class Rates:
         self._fleet = Seen()
         self._answers: dict[str, Mean] = {}  # output tokens by model
         self._answers_to: dict[tuple[str, str], Mean] = {}  # by (client, model)
+        self._firm: dict[tuple[str, str], tuple[float, float]] = {}  # pairs whose prefill and decode have been seen
         self._known: dict[tuple[str, str], Speed] = {}  # what `speed` has said since the last news
 
     def learn(
@@ -73,6 +74,7 @@ class Rates:
         )
         if len(self._pairs) > MAX_PAIRS:
             self._pairs.clear()
+            self._firm.clear()
         pair = self._pairs.setdefault((node, model), Seen())
         scale = REFERENCE_BYTES / size if size > 0 else 1.0
         for name, value in figures:
@@ -80,6 +82,8 @@ class Rates:
                 getattr(pair, name).add(value)
                 getattr(self._nodes.setdefault(node, Seen()), name).add(value * scale)
                 getattr(self._fleet, name).add(value * scale)
+        if pair.prefill_s.count and pair.decode_s.count:
+            self._firm[node, model] = pair.prefill_s.value, pair.decode_s.value
         self._known.clear()
 
     def learn_answer(self, client: str, model: str, output_tokens: int) -> None:
@@ -100,6 +104,10 @@ class Rates:
         if known is None:
             known = self._known[node, model] = self._guess(node, model, size, cpu)
         return known
+
+    def seen(self, node: str, model: str) -> tuple[float, float] | None:
+        """Prefill and decode as in `speed`, if both have been seen there, so that nothing is guessed."""
+        return self._firm.get((node, model))
 
     def decoded(self, node: str, model: str) -> bool:
         """Has that node decoded for that model yet?"""

@@ -18,6 +18,10 @@ from services.router.fleet import NodeView
 
 Able = Mapping[str, NodeView]  # by name
 
+_stamp_of = operator.attrgetter("stamp")
+_NOBODY: Able = {}
+_NOTHING: frozenset[str] = frozenset()
+
 
 class Roster:
     def __init__(self, nodes: Mapping[str, NodeView], catalog: Catalog) -> None:
@@ -28,15 +32,19 @@ class Roster:
         self.slots = 0  # of the fit ones
         self._held: dict[str, dict[str, NodeView]] = {}  # fit nodes that have a model in memory or load it, by model
         self._held_by: dict[str, frozenset[str]] = {}
+        self._free_held: dict[str, dict[str, NodeView]] = {}  # those of `_held` that have a slot
+        self._free_held_by: dict[str, frozenset[str]] = {}
+        self._covered: dict[str, bool] = {}
         self._able: dict[tuple[str, Priority], tuple[Able, frozenset[str]]] = {}
         self._able_holders: dict[tuple[str, Priority], Able] = {}
         self._abilities: dict[str, tuple[object, ...]] = {}  # what `able` depends on, by node
         self._stamps: list[int] = []
+        self._places: dict[str, int] = {}  # of nodes among the stamps
         self._since: tuple[int, float, float] = (-1, 0.0, 0.0)  # catalog, connected_at, now of the last full look
         self._until = -math.inf  # then time alone changes something
 
     def refresh(self, now: float, connected_at: float) -> None:
-        stamps = [node.stamp for node in self._nodes.values()]
+        stamps = list(map(_stamp_of, self._nodes.values()))
         catalog, connected, before = self._since
         if catalog != self._catalog.version or len(stamps) != len(self._stamps):
             self._start_anew()
@@ -50,7 +58,15 @@ class Roster:
         self._until = math.inf
         for node in self._nodes.values():
             self._see(node, now, connected_at)
+        self._places = {name: n for n, name in enumerate(self._nodes)}
         self._stamps, self._since = stamps, (self._catalog.version, connected_at, now)
+
+    def see(self, node: NodeView, now: float, connected_at: float) -> None:
+        """Instead of `refresh`, at the moment of the last one, when nothing but this node has changed since."""
+        place = self._places[node.name]
+        if self._stamps[place] != node.stamp:
+            self._see(node, now, connected_at)
+            self._stamps[place] = node.stamp
 
     def able(self, model: str, priority: Priority) -> tuple[Able, frozenset[str]]:
         """Fit nodes that could run it, had they a slot; and why others could not."""
@@ -75,6 +91,19 @@ class Roster:
             self._able_holders[model, priority] = known
         return known
 
+    def free_holders(self, model: str) -> Able:
+        """Fit nodes that have it in memory or load it, and have a slot; able to run it or not."""
+        return self._free_held.get(model, _NOBODY)
+
+    def may_be_placed(self, model: str) -> bool:
+        """False: each job for it that no node has failed yet has to wait for a slot of a node that holds it."""
+        if self._free_held.get(model):
+            return True
+        covered = self._covered.get(model)
+        if covered is None:
+            covered = self._covered[model] = all(self.holders(model, priority) for priority in Priority)
+        return not covered
+
     def held(self) -> Mapping[str, Mapping[str, NodeView]]:
         """Fit nodes by what they have in memory or load; models in the order in which nodes bring them."""
         found = [(next(iter(nodes)), model) for model, nodes in self._held.items() if nodes]
@@ -87,8 +116,8 @@ class Roster:
     # -- inside --------------------------------------------------------------------------------------------------------
 
     def _start_anew(self) -> None:
-        tables = (self.fit, self.unfit, self.free, self._held, self._held_by, self._able, self._able_holders)
-        for table in (*tables, self._abilities):
+        tables = (self.fit, self.unfit, self.free, self._held, self._held_by, self._free_held, self._free_held_by)
+        for table in (*tables, self._able, self._able_holders, self._covered, self._abilities):
             table.clear()
         self.slots = 0
 
@@ -102,10 +131,10 @@ class Roster:
         )  # fmt: skip
         if ability != self._abilities.get(name):
             self._abilities[name] = ability
-            self._able.clear()
-            self._able_holders.clear()
+            for table in (self._able, self._able_holders, self._covered):
+                table.clear()
             self.fit.pop(name, None)
-            self._hold(node, frozenset())
+            self._hold(node, _NOTHING, is_free=False)
             if why is None:
                 self.fit[name] = node
                 _sort(self.fit)
@@ -117,25 +146,37 @@ class Roster:
         else:
             self.unfit[name] = why
             _sort(self.unfit)
-        if why is None and node.free_slots > 0:
+        is_free = why is None and node.free_slots > 0
+        if is_free:
             self.free[name] = node
         else:
             self.free.pop(name, None)
         held = node.resident | node.loading if node.loading else node.resident
-        self._hold(node, held if why is None else frozenset())
+        self._hold(node, held if why is None else _NOTHING, is_free=is_free)
 
-    def _hold(self, node: NodeView, models: frozenset[str]) -> None:
-        before = self._held_by.get(node.name, frozenset())
-        if models == before:
-            return
-        self._held_by[node.name] = models
-        for model in before - models:
-            del self._held[model][node.name]
-        for model in models - before:
-            holders = self._held.setdefault(model, {})
-            holders[node.name] = node
-            _sort(holders)
-        self._able_holders.clear()
+    def _hold(self, node: NodeView, models: frozenset[str], *, is_free: bool) -> None:
+        if (more := _enter(node, models, self._held, self._held_by)) is not None:
+            for model in more:
+                _sort(self._held[model])
+            self._able_holders.clear()
+            self._covered.clear()
+        _enter(node, models if is_free else _NOTHING, self._free_held, self._free_held_by)
+
+
+def _enter(
+    node: NodeView, models: frozenset[str], table: dict[str, dict[str, NodeView]], entered: dict[str, frozenset[str]]
+) -> frozenset[str] | None:
+    """Put it down under these models and no others, and say which are more than before; None: it stood so already."""
+    before = entered.get(node.name, _NOTHING)
+    if models == before:
+        return None
+    entered[node.name] = models
+    for model in before - models:
+        del table[model][node.name]
+    more = models - before
+    for model in more:
+        table.setdefault(model, {})[node.name] = node
+    return more
 
 
 def _sort(table: dict[str, Any]) -> None:

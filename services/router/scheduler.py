@@ -26,6 +26,7 @@ class Scheduler:
         self.pricing = pricing or Pricing()
         self.roster = Roster(fleet.nodes, self.pricing.catalog)
         self.asks: dict[JobKey, Ask] = {}
+        self.avoiding: set[JobKey] = set()  # of those that some node has failed
         self.copies_at = 0.0  # when to look again whether a copy of a model is worth its load
         self._survey: Survey | None = None
         self._surveyed_at = 0.0
@@ -35,14 +36,20 @@ class Scheduler:
         """The jobs; what was learned stays."""
         self.queue.clear()
         self.asks.clear()
+        self.avoiding.clear()
 
     def add(self, job: Waiting, ask: Ask) -> None:
         self.queue.add(job)
         self.asks[job.key] = ask
+        if ask.avoid:
+            self.avoiding.add(job.key)
+        else:
+            self.avoiding.discard(job.key)
 
     def discard(self, key: JobKey) -> None:
         self.queue.discard(key)
         self.asks.pop(key, None)
+        self.avoiding.discard(key)
 
     def wanted(self, now: float, now_ms: float, connected_at: float) -> Iterator[Placement | Loading]:
         """What is to be done now, one after the other. A placement must be committed, or its job discarded, and a load noted with
@@ -57,6 +64,7 @@ class Scheduler:
             self._survey = None
         node, key = placement.node, placement.job.key
         ask = self.asks.pop(key, None)
+        self.avoiding.discard(key)
         self.queue.serve(key, now)
         node.last_bound_at = now
         if ask is not None:
