@@ -46,12 +46,15 @@ class PlainLook(Look):
         return self._next_copy() or self._next_job()
 
     def _next_job(self) -> Placement | None:
-        tried: set[str] = set()
+        seen: set[str] = set()
         for head in self._queue.order():
-            if head.model not in tried and not self._queue._at_limit(head):
-                tried.add(head.model)
-                if self.roster.free and (found := self._of_head(head)) is not None:
+            if head.model not in seen and not self._queue._at_limit(head):
+                seen.add(head.model)
+                if head.model in self._held or not self.roster.free:
+                    continue
+                if (found := self._of_head(head)) is not None:
                     return found
+                self._held.add(head.model)  # for the rest of this look
         return None
 
     def _of_head(self, head: Waiting) -> Placement | None:
@@ -187,12 +190,19 @@ def test_decisions_are_those_of_a_router_that_keeps_nothing(done) -> None:  # ty
 def test_a_model_that_only_some_classes_find_in_memory_is_loaded_for_the_others() -> None:
     """And again when its last holder for them has let it go: what was known of holders before says nothing."""
     world = World(Look, Pricing())
-    interactive = ("submit", "y:1", "ann", Priority.INTERACTIVE, 5, 0, frozenset[str](), 0)
-    world.do(("beat", "b", {"m:1", "x:1"}, 0, False, 0))
-    world.do(("beat", "c", {"y:1"}, 1, False, 0))
-    assert [wish[0] for wish in world.do(interactive)] == ["c"]
-    world.do(("beat", "d", {"y:1"}, 1, False, 0))
-    batch = ("submit", "y:1", "ben", Priority.BATCH, 5, 0, frozenset[str](), 0)
-    assert [wish[0] for wish in world.do(batch)] == ["d"]
-    assert world.do(interactive) == []  # c will have a slot again
-    assert [wish[0] for wish in world.do(("beat", "c", {"m:1"}, 1, False, 0))] == ["a"]
+
+    def submit(model: str, priority: Priority) -> list[str]:
+        return [wish[0] for wish in world.do(("submit", model, "ann", priority, 5, 0, frozenset[str](), 0))]
+
+    def beat(name: str, *loaded: str, slots: int = 1) -> list[str]:
+        return [wish[0] for wish in world.do(("beat", name, set(loaded), slots, False, 0))]
+
+    beat("a", "m:1", "x:1", slots=0)
+    beat("b", slots=0)
+    beat("c", "m:1", "y:1")
+    assert submit("m:1", Priority.INTERACTIVE) == ["c"]
+    beat("d", "y:1")
+    assert submit("y:1", Priority.BATCH) == ["d"]
+    assert submit("y:1", Priority.INTERACTIVE) == []
+    assert beat("a", "m:1", "x:1") == []  # c will have a slot again
+    assert beat("c", "m:1") == ["a"]
