@@ -22,7 +22,7 @@ GB = 10**9
 MODELS = ("m:1", "x:1", "y:1")
 SIZES = dict.fromkeys(MODELS, 5 * GB)
 NODES = ("a", "b", "c", "d")
-CLIENTS = ("ann", "ben", "cec")
+CLIENTS = ("ann", "ben", "cec")  # the last one may run one job at a time
 
 
 class PlainRoster(Roster):
@@ -99,12 +99,19 @@ class World:
 
     def do(self, deed: tuple[Any, ...]) -> list[Any]:
         match deed:
-            case ("submit", model, client, priority, prompt, chain, avoid, limit):
+            case ("submit", model, client, priority, prompt, chain, avoid):
                 self.number += 1
                 key = JobKey(client, f"j{self.number}")
                 ms = self.now * 1000
                 job = Waiting(
-                    key, model, priority, self.number, ms, ms + 6e5 - 1e3 * prompt, 10.0 * prompt, max_running=limit
+                    key,
+                    model,
+                    priority,
+                    self.number,
+                    ms,
+                    ms + 6e5 - 1e3 * prompt,
+                    10.0 * prompt,
+                    max_running=client == "cec",
                 )
                 affinity = tuple(f"{chain}{n}:{100 * n}" for n in range(1, chain + 1))
                 ask = Ask(model, priority, 10 * prompt, 50.0, affinity, avoid=avoid)
@@ -159,7 +166,6 @@ deeds = st.lists(
             st.tuples(
                 st.just("submit"), model, st.sampled_from(CLIENTS), st.sampled_from(list(Priority)), st.integers(1, 90),
                 st.integers(0, 3), st.sampled_from([frozenset[str](), frozenset[str](), frozenset({"a"}), frozenset({"b", "c"})]),
-                st.sampled_from([0, 0, 1]),
             )
         ] * 4,
         st.tuples(st.just("end"), st.integers(0, 9)),
@@ -175,7 +181,7 @@ deeds = st.lists(
 )  # fmt: skip
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(deeds)
 def test_decisions_are_those_of_a_router_that_keeps_nothing(done) -> None:  # type: ignore[no-untyped-def]
     ours, plain = World(Look, Pricing()), World(PlainLook, PlainPricing())
@@ -192,7 +198,7 @@ def test_a_model_that_only_some_classes_find_in_memory_is_loaded_for_the_others(
     world = World(Look, Pricing())
 
     def submit(model: str, priority: Priority) -> list[str]:
-        return [wish[0] for wish in world.do(("submit", model, "ann", priority, 5, 0, frozenset[str](), 0))]
+        return [wish[0] for wish in world.do(("submit", model, "ann", priority, 5, 0, frozenset[str]()))]
 
     def beat(name: str, *loaded: str, slots: int = 1) -> list[str]:
         return [wish[0] for wish in world.do(("beat", name, set(loaded), slots, False, 0))]
