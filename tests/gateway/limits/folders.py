@@ -39,8 +39,9 @@ class Folders:
         found = [stored for name, stored in self.records.items() if name == subject or name.startswith(start)]
         return max(found, key=lambda stored: stored.sequence, default=None)
 
+    # In whichever order: nobody may rely on one.
     async def last_of_each(self, stream: str, wanted: list[str], **_: Any) -> list[Stored]:
-        return [self.records[subject] for subject in wanted if subject in self.records]
+        return [self.records[subject] for subject in reversed(wanted) if subject in self.records]
 
     def write(self, job: str, name: Any, facts: Submission | Binding | Completion | None) -> None:
         self.sequence += 1

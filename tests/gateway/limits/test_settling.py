@@ -12,6 +12,7 @@ from libs.common.contracts.clients import Limits
 from libs.common.contracts.codec import encode
 from libs.common.contracts.jobs import Binding, Hint
 from libs.common.contracts.subjects import JobKey
+from libs.common.folder import facts_of
 from libs.common.states import JobState
 from services.gateway.limits import budgets, limiter, metrics, settling
 from services.gateway.limits.budgets import Ask
@@ -79,6 +80,11 @@ def test_a_record_of_somebody_else_s_life_of_the_same_id_is_not_ours() -> None:
     bound = Binding(op_id="x", job=mine, submitted=1, created_ms=0, epoch=1, node="n")
     assert judge("a", bound) == Finding(started=True)
     assert judge("b", bound) == Finding("absent")
+    folders = Folders()
+    folders.finish("job_a", mine, 30)
+    done = facts_of(*next((stored.subject, stored.headers) for stored in folders.records.values()))
+    assert judge("a", done) == Finding("sweep", 30)
+    assert judge("b", done) == Finding("sweep", 0), "it is paid by whom it belongs to"
     waiting = Binding(op_id="x", job=mine, submitted=1, created_ms=0, epoch=1)
     assert judge("a", waiting) == Finding()
 
