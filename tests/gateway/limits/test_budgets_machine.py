@@ -206,4 +206,4 @@ class Budgets(RuleBasedStateMachine):
 
 
 TestBudgets = Budgets.TestCase
-TestBudgets.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestBudgets.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
