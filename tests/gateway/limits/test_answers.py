@@ -89,6 +89,9 @@ def test_headers_tell_of_the_account_with_the_least_left() -> None:
             (budgets.ends_ms(tokens.now, Window.DAY) - NOW.earliest) / 1000
         ).encode(),
     }
+    spent = Ledger(requests=Rolling(spent=[Spent(NOW.earliest, 999)]))
+    found = dict(answers.headers([(narrow, ledger, 1), (Limits(requests_per_minute=1000), spent, 0)], NOW))
+    assert found[b"x-ratelimit-limit-requests"] == b"1000", "by what is left, not by what there is"
     assert answers.headers([(Limits(open_streams=3), ledger, 0)], NOW) == []
     rested = dict(answers.headers([(narrow, Ledger(), 0)], NOW))
     assert rested[b"x-ratelimit-reset-requests"] == b"0s"
