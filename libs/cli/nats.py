@@ -3,7 +3,7 @@
 import asyncio
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import typer
@@ -11,6 +11,9 @@ import typer
 from libs.cli.failures import CommandFailed
 from libs.cli.home import Home
 from libs.cli.output import Json, show
+
+if TYPE_CHECKING:
+    from libs.common.contracts.permissions import NatsUser
 
 app = typer.Typer(
     help="The streams and buckets that Arriero keeps in NATS.", no_args_is_help=True, rich_markup_mode=None
@@ -25,6 +28,8 @@ class Server(msgspec.Struct, frozen=True):
     password: str = ""
     nkey_seed: str = ""
     free_disk: int | None = None
+    secrets: str = ""
+    conf: Path | None = None
 
 
 @app.command()
@@ -54,6 +59,9 @@ def init(
     tls_first: Annotated[
         bool, typer.Option(envvar="ARRIERO_NATS_TLS_FIRST", help="The server has handshake_first.")
     ] = False,
+    secrets: Annotated[
+        str, typer.Option(metavar="FOLDER", help="With the keys of other users: their permissions are compared, too.")
+    ] = "",
     replicas: Annotated[
         int, typer.Option(min=1, max=5, help="Copies of what is created; 3 in a cluster of three.")
     ] = 1,
@@ -61,6 +69,7 @@ def init(
 ) -> None:
     """Create the streams and buckets that are missing. What exists is compared and never changed.
 
+    Of users only they themselves can see what they may do: with --secrets (of the running stack: without) each is asked.
     Ends with 1 when something differs, or with --check when something is missing.
     """
     from libs.cli.up.streams import Login, provision, silence_logs
@@ -162,7 +171,30 @@ def choose_server(url: str, user: str, nkey_file: str = "", password_file: str =
 
     admin = nats_users.ADMIN
     free_disk = shutil.disk_usage(home.nats).free
-    return Server(running.nats, admin.name, nkey_seed=nats_users.seed(home.secrets, admin), free_disk=free_disk)
+    seed = nats_users.seed(home.secrets, admin)
+    return Server(
+        running.nats,
+        admin.name,
+        nkey_seed=seed,
+        free_disk=free_disk,
+        secrets=str(home.secrets),
+        conf=home.nats / "users.conf",
+    )
+
+
+def _seeds(secrets: str, conf: Path | None) -> "dict[NatsUser, str]":
+    """Of services and workers; clients cannot ask. With `conf` only those who stand in it: a node may be gone."""
+    from libs.cli import nats_users
+    from libs.common.bus.nkeys import public_key
+
+    users = nats_users.kept(Path(secrets)).items() if secrets else ()
+    known = conf.read_text(encoding="utf-8") if conf and conf.exists() else None
+    found = {
+        user: nats_users.seed(Path(secrets), user)
+        for name, user in users
+        if user.kind not in ("admin", "client") and (Path(secrets) / f"{name}.nk").exists()
+    }
+    return {user: seed for user, seed in found.items() if known is None or public_key(seed) in known}
 
 
 def _read(path: str) -> str:

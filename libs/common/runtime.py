@@ -31,7 +31,7 @@ import uvloop
 from libs.common import logs, settings
 from libs.common.bus.connection import Bus
 from libs.common.bus.failures import BusError
-from libs.common.bus.provision import drift
+from libs.common.bus.provision import drift, lacking
 from libs.common.contracts.permissions import compared_by
 from libs.common.edge import Edge, HttpLimits
 from libs.common.edge.front import Front
@@ -305,7 +305,7 @@ async def _watch_drift(bus: Bus, streams: frozenset[str], state: _State) -> None
         if state.drift != [] or compared_at != bus.connections:
             connections = bus.connections
             with contextlib.suppress(BusError):
-                found = await drift(bus, streams)
+                found = [*await lacking(bus), *await drift(bus, streams)]
                 if found != state.drift and found:
                     log.error("streams.differ", differences=found)
                 state.drift, compared_at = found, connections

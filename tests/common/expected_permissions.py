@@ -67,6 +67,7 @@ SAY = {
     "$JS.ACK.JOBS.c.1.1.1.1.0": "",
     "$SYS.REQ.SERVER.PING": "",
     "$SYS.REQ.ACCOUNT.ARRIERO.JSZ": "",
+    "$SYS.REQ.USER.INFO": "auth gateway router worker-n1 worker-n2",
     "$JS.API.INFO": "auth gateway router worker-n1 worker-n2",
     "$JS.API.STREAM.NAMES": "",
     "$JS.API.STREAM.LIST": "",

@@ -7,11 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from libs.cli.up.streams import other_permissions
 from libs.common.bus.connection import Bus, Message
 from libs.common.bus.failures import BusError, NoResponders, Refused
 from libs.common.bus.follower import Follower
+from libs.common.bus.provision import lacking
+from libs.common.bus.tls import Tls
 from libs.common.contracts.streams import STREAMS
-from tests.support.nats_server import NatsServer
+from tests.support.nats_server import NatsServer, nats_server
 from tests.support.nats_users import Users, server_with_users
 from tests.support.waiting import eventually
 
@@ -181,3 +184,29 @@ async def test_a_gateway_follows_clients_and_never_signing_keys(place: Place) ->
         for subject in (RECORD, "$KV.signing.ring", "$KV.revoked.token.x"):
             with pytest.raises(BusError):
                 await gateway.append(subject, b"x", timeout=SOON_S)
+
+
+async def test_a_service_whose_user_is_of_an_earlier_version_says_what_it_lacks(tmp_path: Path) -> None:
+    users = Users()
+    old = users.config.replace('"jobs.*.*.new", ', "").replace(', "ctl.n1.*.model"', "")
+    async with nats_server(tmp_path, provision=False, config=old) as server:
+        for name, lost in (
+            ("gateway", "publish jobs.*.*.new"),
+            ("worker-n1", "subscribe ctl.n1.*.model"),
+            ("auth", ""),
+        ):
+            async with users.connected(server, name) as bus:
+                said = await lacking(bus)
+                assert (lost in said[0] and "arriero nats users" in said[0]) if lost else said == []
+        seeds = {users.by_name[name]: users.seeds[name] for name in ("gateway", "router")}
+        differing = await other_permissions(server.url, Tls(), seeds)
+        assert differing == ["user gateway may not publish jobs.*.*.new", "user router may not publish jobs.*.*.new"]
+        server.reload(users.config.replace('"ctl.*.*.run", ', '"ctl.*.*.>", '))
+        async with users.connected(server, "gateway") as bus:
+
+            async def heals() -> bool:
+                return await lacking(bus) == []
+
+            await eventually(heals)
+        wider = await other_permissions(server.url, Tls(), seeds)
+        assert wider == ["user router may publish ctl.*.*.>, which it need not"]

@@ -10,8 +10,11 @@ import structlog
 from libs.cli.failures import CommandFailed
 from libs.common.bus.connection import Bus
 from libs.common.bus.failures import BusError
-from libs.common.bus.provision import create_missing, drift
+from libs.common.bus.provision import create_missing, drift, own_permissions
 from libs.common.bus.tls import Tls
+from libs.common.contracts.permissions import NatsUser, missing, permissions
+
+LET_IN_S = 10.0  # a server that answers lets somebody in within milliseconds
 
 
 class Login(msgspec.Struct, frozen=True):
@@ -63,3 +66,23 @@ async def connected(login: Login) -> AsyncIterator[Bus]:
         raise CommandFailed(str(error), code="nats") from error
     finally:
         await bus.close()
+
+
+async def other_permissions(url: str, tls: Tls, users: dict[NatsUser, str]) -> list[str]:
+    """How each user's permissions differ from the table, one sentence each; the users sign in for that with their seeds."""
+    said = []
+    for user, seed in users.items():
+        bus = Bus(user.name)
+        try:
+            servers = [part.strip() for part in url.split(",")]
+            await bus.open(servers, nkey_seed=seed, tls=tls, name="arriero-cli", within=LET_IN_S)
+            found, wanted = await own_permissions(bus), permissions(user)
+        except BusError as error:
+            said.append(f"user {user.name} cannot be asked: {error}")
+            continue
+        finally:
+            await bus.close()
+        said += [f"user {user.name} may not {lost}" for lost in missing(wanted, found)]
+        said += [f"user {user.name} may {more}, which it need not" for more in missing(found, wanted)]
+        said += [f"user {user.name} is not denied {entry}" for entry in wanted.deny if entry not in found.deny]
+    return said

@@ -3,8 +3,11 @@
 from collections.abc import Container
 from typing import Any
 
+import msgspec
+
 from libs.common.bus.connection import Bus
 from libs.common.bus.failures import STREAM_NOT_FOUND, Refused
+from libs.common.contracts.permissions import WHO_AM_I, Permissions, missing, permissions, user_named
 from libs.common.contracts.streams import GIB, MIB, STREAMS, Stream, differences
 
 MAX_JOBS_BYTES = 50 * GIB  # DESIGN §3; less on a small disk
@@ -55,3 +58,45 @@ async def _config(bus: Bus, stream: Stream) -> dict[str, Any] | None:
             return None
         raise
     return found
+
+
+async def own_permissions(bus: Bus) -> Permissions:
+    """What NATS allows this connection. Raises BusError."""
+    answer = msgspec.json.decode(await bus.request(WHO_AM_I), type=_UserInfo)
+    found = answer.data.permissions
+    if found is None:
+        return Permissions(None, None)
+    return Permissions(found.publish.entries(), found.subscribe.entries(), tuple(found.publish.deny))
+
+
+async def lacking(bus: Bus) -> list[str]:
+    """What this service's NATS user would have to be allowed, as one sentence, or nothing. Raises BusError."""
+    user = user_named(bus.user)
+    if user is None:
+        return []
+    lost = missing(permissions(user), await own_permissions(bus))
+    if not lost:
+        return []
+    remedy = "write the users anew with `arriero nats users`, and reload nats-server"
+    return [f"the NATS user {user.name} may not {', '.join(lost)}: {remedy}"]
+
+
+class _Rule(msgspec.Struct):
+    allow: list[str] = []
+    deny: list[str] = []
+
+    def entries(self) -> tuple[str, ...] | None:
+        return tuple(self.allow) or None  # no list of what is allowed: everything is
+
+
+class _Rules(msgspec.Struct):
+    publish: _Rule = msgspec.field(default_factory=_Rule)
+    subscribe: _Rule = msgspec.field(default_factory=_Rule)
+
+
+class _User(msgspec.Struct):
+    permissions: _Rules | None = None
+
+
+class _UserInfo(msgspec.Struct):
+    data: _User

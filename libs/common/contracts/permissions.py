@@ -3,7 +3,7 @@
 `permissions` gives one user's lists, `CROSSINGS` what passes between the two accounts; configurations of nats-server are
 rendered from both, and a test asks a real server about every user and subject.
 
-Workers have an account of their own (ADR 0013). In one account a user that may ask the JetStream API, or be asked for
+Workers have an account of their own (ADR 0012). In one account a user that may ask the JetStream API, or be asked for
 anything, can have an answer sent to a subject on which it may not publish, and so write any record of any stream.
 """
 
@@ -152,6 +152,7 @@ _API: dict[Access, tuple[str, ...]] = {
     PURGE: ("$JS.API.STREAM.PURGE.{s}",),
 }
 _FIRST_QUESTION = "$JS.API.INFO"  # asked by every service when it connects (bus.connection)
+WHO_AM_I = "$SYS.REQ.USER.INFO"  # one's own permissions, in any account
 
 # Whose inboxes a kind answers into. The gateways answer clients, whoever they are; nobody else's answers are theirs.
 # nats-server's allow_responses is not used: who hears a subject on which it may publish grants itself any other with it.
@@ -223,6 +224,40 @@ def permissions(user: NatsUser) -> Permissions:
     )
 
 
+def user_named(name: str) -> NatsUser | None:
+    """The service's or worker's user of that name; None for any other."""
+    for user in SERVICES:
+        if user.name == name:
+            return user
+    try:
+        return worker_user(name.removeprefix("worker-")) if name.startswith("worker-") else None
+    except BadToken:
+        return None
+
+
+def missing(wanted: Permissions, found: Permissions) -> list[str]:
+    """What `wanted` allows and `found` does not, as `publish …` and `subscribe …`."""
+    lists = (("publish", wanted.publish, found.publish), ("subscribe", wanted.subscribe, found.subscribe))
+    return [
+        f"{verb} {entry}"
+        for verb, entries, allowed in lists
+        if allowed is not None
+        for entry in (entries if entries is not None else (">",))
+        if not any(covers(pattern, entry) for pattern in allowed)
+    ]
+
+
+def covers(pattern: str, subject: str) -> bool:
+    """Does `pattern` mean everything that `subject`, perhaps with wildcards, means?"""
+    tokens, wanted = subject.split("."), pattern.split(".")
+    for at, want in enumerate(wanted):
+        if want == ">":
+            return len(tokens) > at
+        if at >= len(tokens) or tokens[at] == ">" or want not in ("*", tokens[at]):
+            return False
+    return len(tokens) == len(wanted)
+
+
 def questions(kind: Kind) -> list[str]:
     """What a kind may ask the JetStream API."""
     asked = [
@@ -232,7 +267,7 @@ def questions(kind: Kind) -> list[str]:
         if access in kinds.get(kind, frozenset())
         for subject in _API[access]
     ]
-    return [] if kind is CLIENT else [_FIRST_QUESTION, *asked]
+    return [] if kind is CLIENT else [WHO_AM_I, _FIRST_QUESTION, *asked]
 
 
 def compared_by(service: str) -> frozenset[str]:
@@ -257,7 +292,7 @@ def _crossings() -> tuple[Crossing, ...]:
     made = [
         Crossing(source=Account.ARRIERO, subject=_for(anyone, subject), answered=True)
         for subject in asked
-        if subject != "ctl.{node}.*.ping"  # among workers
+        if subject not in (WHO_AM_I, "ctl.{node}.*.ping")  # among workers
     ]
     for row in SUBJECTS:
         told = WORKER in row.publish and not row.answered
