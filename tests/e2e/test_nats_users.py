@@ -83,6 +83,14 @@ async def _say(stack: Stack, seed: str, subject: str) -> None:
         await connection.close()
 
 
+def test_every_user_of_a_running_stack_has_what_the_table_says(stack: Stack) -> None:
+    checked = stack.arriero("nats", "init", "--check")
+    assert (checked.returncode, checked.stderr) == (0, "")
+    conf = stack.home / "nats" / "users.conf"
+    assert len(json.loads(stack.arriero("nats", "init", "--check", "--json").stdout)["differences"]) == 0
+    assert "worker-" in conf.read_text()
+
+
 def test_others_go_on_while_a_client_comes_and_goes(tmp_path: Path) -> None:
     """A reload of NATS's users is felt by nobody who stays: no reconnect in any log, and a stream that runs on."""
     with running_stack(tmp_path, "--no-demo") as stack:
