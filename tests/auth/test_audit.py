@@ -7,14 +7,16 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from joserfc.jwk import ECKey
 
 from libs.common.audit import Audit
 from libs.common.audit.chain import CHECKPOINTS, CUT, STOP
 from libs.common.audit.lines import End, Entry, Trail, read_line
-from libs.common.audit.verify import Report, Verifier, public_keys
+from libs.common.audit.statements import open_statement, sign
+from libs.common.audit.verify import Report, Verifier, checkpoint_record, public_keys
 from libs.common.bus.connection import Bus
 from libs.common.bus.provision import create_missing
-from libs.common.contracts.audit import AuditRecord, decode_audit
+from libs.common.contracts.audit import AuditRecord, Statement, decode_audit
 from libs.common.contracts.codec import encode
 from libs.common.contracts.headers import EXPECTED_SEQUENCE
 from libs.common.contracts.streams import AUDIT
@@ -326,6 +328,26 @@ async def test_a_foreign_checkpoint_is_not_believed(nats: NatsServer, bus: Bus) 
         ("altered", CHECKPOINTS, newest.sequence + 1)
     }
     assert report.checkpoints == 3
+
+
+async def test_a_statement_that_nobody_signed_hides_nothing_from_the_next_checkpoint(
+    nats: NatsServer, bus: Bus
+) -> None:
+    """It says that everything up to far ahead has been signed."""
+    key = ECKey.generate_key("P-256", {"alg": "ES256", "use": "sig"}, auto_kid=True)
+    async with checkpointing(nats) as (one, keyring, _), writing(bus, "w1", 3) as audit:
+        statement = Statement(n=1, at_ms=1, upto=1_000_000)
+        await bus.append(SUBJECT, encode(checkpoint_record(statement, 0, sign(statement, key))))
+        audit.record("model.pull", "allowed", target="more")
+        await eventually(lambda: audit._idle.is_set())
+        await one.last(audit.sequence)
+        found = await bus.last(AUDIT, SUBJECT)
+        assert found
+        made = open_statement(decode_audit(found.data).statement, keyring.public)
+
+    assert made.checked
+    assert made.statement is not None
+    assert {head.writer: head.sequence for head in made.statement.heads}["gateway.w1"] == audit.sequence
 
 
 async def test_checkpoints_are_made_every_minute_while_there_is_something_new(

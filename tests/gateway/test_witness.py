@@ -5,17 +5,23 @@ from typing import Any
 import httpx
 import pytest
 
+from libs.common.audit import Audit
 from libs.common.bus.connection import Bus
 from libs.common.contracts.audit import AuditRecord, decode_audit
-from libs.common.contracts.clients import Scope
+from libs.common.contracts.clients import Principal, Scope
 from libs.common.contracts.codec import encode
 from libs.common.contracts.streams import AUDIT
-from services.gateway.witness import ACTIONS
+from services.gateway.endpoint import Reach, RouteSpec
+from services.gateway.http import Exchange
+from services.gateway.witness import ACTIONS, Witness
 from tests.gateway.conftest import Keys
 from tests.gateway.running import MODEL, Gateway, add_client
 from tests.gateway.scripted import NODE
 from tests.support.nats_server import NatsServer, connected
 from tests.support.waiting import eventually
+
+
+NOBODY: Any = None
 
 
 async def trail(bus: Bus, count: int) -> list[AuditRecord]:
@@ -120,6 +126,26 @@ async def test_a_pull_is_told_when_it_begins_and_when_it_failed(
     assert [told(record)[:3] for record in found] == [
         ("model.pull", "allowed", f"new:1@{NODE}"),
         ("model.pull", "failed", f"new:1@{NODE}"),
+    ]
+
+
+async def test_work_that_lasts_is_told_once_unless_it_fails(bus: Bus) -> None:
+    audit = Audit(bus, "gateway", "w1")
+    scope = {"method": "POST", "path": "/nodes/n1/models", "headers": [], "client": ("192.0.2.7", 1)}
+    spec = RouteSpec("POST", "/nodes/{node}/models", Scope.ADMIN_CLUSTER, Reach.FLEET, NOBODY)
+    for failure in ("", "node_failed"):
+        exchange = Exchange(scope, NOBODY, NOBODY)
+        exchange.principal = Principal(client="alice", scopes=frozenset(), credential="key:1")
+        exchange.deed, exchange.target = "model.pull", "m:1@n1"
+        Witness(audit).saw(exchange, spec)
+        exchange.failure = failure
+        Witness(audit).saw(exchange, spec)
+    found = list(audit._queue)[1:]
+
+    assert [(record.action, str(record.result), record.reason, record.address) for record in found] == [
+        ("model.pull", "allowed", "", "192.0.2.7"),
+        ("model.pull", "allowed", "", "192.0.2.7"),
+        ("model.pull", "failed", "node_failed", "192.0.2.7"),
     ]
 
 
