@@ -247,7 +247,7 @@ def sing(stack: Stack) -> None:
 async def heard_in_nats(stack: Stack) -> list[str]:
     """Where the canary stands in NATS: subjects and headers of all streams, bodies of those without requests and answers."""
     bus = Bus("admin")
-    await bus.open([stack.up["nats"]], password=(stack.home / "secrets" / "nats-admin").read_text().strip())
+    await bus.open([stack.up["nats"]], nkey_seed=(stack.home / "secrets" / "nats-admin.nk").read_text().strip())
     found, seen = [], 0
     try:
         for stream in STREAMS:

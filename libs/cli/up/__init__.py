@@ -9,7 +9,7 @@
 | `processes`    | which processes, with which arguments and environment (pure)          |
 | `ports`        | which port is whose (pure), and whether one is taken                  |
 | `ollama`       | OLLAMA_HOST, names of nodes, which nodes there are                    |
-| `nats_config`  | the embedded server's users and configuration (pure)                  |
+| `nats_config`  | the embedded server's configuration (pure)                            |
 | `streams`      | creates streams and buckets                                           |
 | `leftovers`    | processes that an earlier run left behind                             |
 | `log_files`    | one log per process                                                   |
