@@ -20,7 +20,6 @@ from tests.gateway.scripted import NODE
 from tests.support.nats_server import NatsServer, connected
 from tests.support.waiting import eventually
 
-
 NOBODY: Any = None
 
 
