@@ -190,7 +190,7 @@ def sing(stack: Stack) -> None:
     # Not X-Request-Id: that is a name which clients choose to find themselves again in logs (docs/edge.md).
     strange = {
         "X-Custom": CANARY, "User-Agent": CANARY, "traceparent": CANARY, "X-Forwarded-For": CANARY,
-        "Forwarded": f"for={CANARY}", "Cookie": f"a={CANARY}", "Origin": f"http://{CANARY}", "Referer": f"http://{CANARY}/",
+        "Forwarded": f"for={CANARY}", "Cookie": f"a={CANARY}", "Referer": f"http://{CANARY}/",
     }  # fmt: skip
     basic = base64.b64encode(f"x:{CANARY}".encode()).decode()
     credentials: list[dict[str, str]] = [
@@ -204,6 +204,7 @@ def sing(stack: Stack) -> None:
         {"api-key": key},
         {"x-api-key": CANARY, "api-key": key},
         {"Authorization": f"Bearer {up['api_key']}", **strange},
+        {"Authorization": f"Bearer {up['api_key']}", "Origin": f"http://{CANARY}"},  # refused before all else
     ]
     with httpx.Client(timeout=60) as client:
         for service in (up["gateway"], up["auth"]):
