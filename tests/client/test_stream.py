@@ -21,6 +21,7 @@ from libs.client import (
     ToolCall,
 )
 from libs.client import stream as stream_module
+from libs.client.place import Ask
 from libs.common.bus.connection import Bus
 from libs.common.contracts.events import End, Event, line
 from libs.common.contracts.faults import Code, Fault
@@ -473,6 +474,24 @@ async def test_a_restart_of_nats_in_the_middle_heals(arriero: Arriero, script: S
         await eventually(lambda: reader.ended, within=40)
     assert reader.error is None
     assert reader.texts == ["a ", "b ", "c "]
+
+
+async def test_what_was_said_while_nats_was_away_is_asked_for_when_it_is_back(
+    arriero: Arriero, script: Script, nats: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without waiting for the next chunk, or for silence."""
+    monkeypatch.setattr(stream_module, "SILENCE_S", 600.0)
+    monkeypatch.setattr(stream_module.Stream, "_watch_along", _nobody)
+    async with reading(arriero.job(script.key.job)) as reader:
+        await script.bind()
+        await script.write(A)
+        await eventually(lambda: reader.texts == ["a "])
+        (stream,) = arriero._streams
+        await eventually(lambda: stream._place.ask is Ask.NOT)
+        await nats.kill()
+        script.log += B
+        await nats.start()
+        await eventually(lambda: reader.texts == ["a ", "b "], within=40)
 
 
 @pytest.mark.usefixtures("quick")
