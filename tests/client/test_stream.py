@@ -384,6 +384,40 @@ async def test_an_epoch_of_which_no_hint_came_is_looked_up_at_its_first_chunk(ar
 
 
 @pytest.mark.usefixtures("patient")
+async def test_what_is_heard_while_an_answer_is_under_way_is_asked_about_at_once(
+    arriero: Arriero, script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer is older than the hint; the next look must not wait for patience to end."""
+    read, go, under_way = stream_module.Stream._read, asyncio.Event(), 0
+    go.set()
+
+    async def held(stream: Any, position: Any, **more: Any) -> Any:
+        nonlocal under_way
+        found = await read(stream, position, **more)
+        under_way += 1
+        await go.wait()
+        return found
+
+    monkeypatch.setattr(stream_module.Stream, "_read", held)
+    async with reading(arriero.job(script.key.job)) as reader:
+        old = await script.bind()
+        await script.write(A)
+        await eventually(lambda: reader.texts == ["a "])
+        (stream,) = arriero._streams
+        await eventually(lambda: stream._place.ask is Ask.NOT)
+        go.clear()
+        before = under_way
+        past = (PastEpoch(epoch=old),)
+        await script.requeue(past=past)
+        await eventually(lambda: under_way > before)
+        epoch = await script.bind(carried=A, past=(PastEpoch(epoch=old, base=len(A)),))
+        await script.write(B, live=False)
+        await eventually(lambda: stream._place._newest == epoch)
+        go.set()
+        await eventually(lambda: reader.texts == ["a ", "b "])
+
+
+@pytest.mark.usefixtures("patient")
 async def test_positions_are_carried_for_who_resumes_after_the_death(arriero: Arriero, script: Script) -> None:
     old = await script.bind()
     await script.write(A, B, live=False)
