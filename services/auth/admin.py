@@ -1,4 +1,4 @@
-"""The admin routes: clients and their API keys. Each needs an access token with the scope admin:clients.
+"""The admin routes: clients and their API keys. Each names the scope admin:clients; `actor` is who has it.
 
 Whoever has that scope may grant anything, also what he does not have: an administrator of clients is one of all of Arriero.
 """
@@ -10,16 +10,15 @@ import msgspec
 import structlog
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from libs.common.contracts.clients import Client, Scope
 from libs.common.contracts.faults import Code, failed
 from libs.common.credentials.directory import Directory
-from services.auth import changes, metrics, requests
+from services.auth import changes, metrics, operations, requests
 from services.auth.answers import json
-from services.auth.authorization import Authorization
 from services.auth.bodies import read_body
 from services.auth.registry import Registry, no_client
+from services.auth.routes import RouteSpec
 
 log = structlog.get_logger()
 
@@ -27,37 +26,43 @@ log = structlog.get_logger()
 class Admin:
     """`operator`: the client that the settings name; its secret and its existence are theirs to decide."""
 
-    def __init__(
-        self, authorization: Authorization, directory: Directory, registry: Registry, *, operator: str = ""
-    ) -> None:
-        self._authorization = authorization
+    def __init__(self, directory: Directory, registry: Registry, *, operator: str = "") -> None:
         self._directory = directory
         self._registry = registry
         self._operator = operator
 
     @property
-    def routes(self) -> list[Route]:
+    def routes(self) -> list[RouteSpec]:
         return [
-            Route("/clients", self.create_client, methods=["POST"]),
-            Route("/clients", self.list_clients, methods=["GET"]),
-            Route("/clients/{client}", self.get_client, methods=["GET"]),
-            Route("/clients/{client}", self.update_client, methods=["PATCH"]),
-            Route("/clients/{client}", self.delete_client, methods=["DELETE"]),
-            Route("/clients/{client}/disable", self.disable_client, methods=["POST"]),
-            Route("/clients/{client}/enable", self.enable_client, methods=["POST"]),
-            Route("/clients/{client}/rotate", self.rotate_client, methods=["POST"]),
-            Route("/clients/{client}/secret", self.drop_secret, methods=["DELETE"]),
-            Route("/clients/{client}/keys", self.create_key, methods=["POST"]),
-            Route("/clients/{client}/keys", self.list_keys, methods=["GET"]),
-            Route("/keys", self.list_keys, methods=["GET"]),
-            Route("/keys/{key}", self.get_key, methods=["GET"]),
-            Route("/keys/{key}", self.revoke_key, methods=["DELETE"]),
+            RouteSpec("POST", "/clients", Scope.ADMIN_CLIENTS, self.create_client, operations.CREATE_CLIENT),
+            RouteSpec("GET", "/clients", Scope.ADMIN_CLIENTS, self.list_clients, operations.LIST_CLIENTS),
+            RouteSpec("GET", "/clients/{client}", Scope.ADMIN_CLIENTS, self.get_client, operations.GET_CLIENT),
+            RouteSpec("PATCH", "/clients/{client}", Scope.ADMIN_CLIENTS, self.update_client, operations.UPDATE_CLIENT),
+            RouteSpec("DELETE", "/clients/{client}", Scope.ADMIN_CLIENTS, self.delete_client, operations.DELETE_CLIENT),
+            RouteSpec(
+                "POST", "/clients/{client}/disable", Scope.ADMIN_CLIENTS, self.disable_client, operations.DISABLE_CLIENT
+            ),
+            RouteSpec(
+                "POST", "/clients/{client}/enable", Scope.ADMIN_CLIENTS, self.enable_client, operations.ENABLE_CLIENT
+            ),
+            RouteSpec(
+                "POST", "/clients/{client}/rotate", Scope.ADMIN_CLIENTS, self.rotate_client, operations.ROTATE_CLIENT
+            ),
+            RouteSpec(
+                "DELETE", "/clients/{client}/secret", Scope.ADMIN_CLIENTS, self.drop_secret, operations.DROP_SECRET
+            ),
+            RouteSpec("POST", "/clients/{client}/keys", Scope.ADMIN_CLIENTS, self.create_key, operations.CREATE_KEY),
+            RouteSpec(
+                "GET", "/clients/{client}/keys", Scope.ADMIN_CLIENTS, self.list_keys, operations.LIST_KEYS_OF_CLIENT
+            ),
+            RouteSpec("GET", "/keys", Scope.ADMIN_CLIENTS, self.list_keys, operations.LIST_KEYS),
+            RouteSpec("GET", "/keys/{key}", Scope.ADMIN_CLIENTS, self.get_key, operations.GET_KEY),
+            RouteSpec("DELETE", "/keys/{key}", Scope.ADMIN_CLIENTS, self.revoke_key, operations.REVOKE_KEY),
         ]
 
     # -- clients -----------------------------------------------------------------------------------------------------
 
-    async def create_client(self, request: Request) -> Response:
-        actor = self._authorize(request)
+    async def create_client(self, request: Request, actor: str) -> Response:
         asked = requests.create_client(await read_body(request), time.time())
         keys = requests.public_keys_of(asked)
         client = Client(
@@ -75,19 +80,16 @@ class Admin:
         secret = {"client_secret": made.secret} if made.secret else {}
         return json({**requests.shown_client(made.client), **secret}, 201)
 
-    async def list_clients(self, request: Request) -> Response:
-        self._authorize(request)
+    async def list_clients(self, request: Request, actor: str) -> Response:
         clients = sorted(self._directory.clients.values(), key=lambda client: client.id)
         return json({"clients": [requests.shown_client(client) for client in clients]})
 
-    async def get_client(self, request: Request) -> Response:
-        self._authorize(request)
+    async def get_client(self, request: Request, actor: str) -> Response:
         client = self._known(request)
         return json({**requests.shown_client(client), "keys": self._keys(client.id)})
 
-    async def update_client(self, request: Request) -> Response:
+    async def update_client(self, request: Request, actor: str) -> Response:
         """A JSON merge patch (RFC 7396): what is named is set, null sets the default, the rest stays."""
-        actor = self._authorize(request)
         patch = requests.read_patch(await read_body(request))
         now = time.time()
 
@@ -106,20 +108,18 @@ class Admin:
         log.info("client.updated", client=changed.id, fields=sorted(patch), by=actor)
         return json(requests.shown_client(changed))
 
-    async def disable_client(self, request: Request) -> Response:
-        actor, now = self._authorize(request), time.time()
+    async def disable_client(self, request: Request, actor: str) -> Response:
+        now = time.time()
         changed = await self._registry.change_client(_named(request), lambda client: changes.disabled(client, now))
         log.info("client.disabled", client=changed.id, by=actor)
         return json(requests.shown_client(changed))
 
-    async def enable_client(self, request: Request) -> Response:
-        actor = self._authorize(request)
+    async def enable_client(self, request: Request, actor: str) -> Response:
         changed = await self._registry.change_client(_named(request), changes.enabled)
         log.info("client.enabled", client=changed.id, by=actor)
         return json(requests.shown_client(changed))
 
-    async def rotate_client(self, request: Request) -> Response:
-        actor = self._authorize(request)
+    async def rotate_client(self, request: Request, actor: str) -> Response:
         asked = requests.rotate(await read_body(request))
         self._require_not_operator(request, "its secret is ARRIERO_AUTH_BOOTSTRAP_CLIENT_SECRET: change it there")
         grace_s = 0 if asked.now else requests.DEFAULT_GRACE_S if asked.grace_s is None else asked.grace_s
@@ -127,15 +127,13 @@ class Admin:
         log.info("client.rotated", client=made.client.id, grace_s=grace_s, by=actor)
         return json({**requests.shown_client(made.client), "client_secret": made.secret})
 
-    async def drop_secret(self, request: Request) -> Response:
-        actor = self._authorize(request)
+    async def drop_secret(self, request: Request, actor: str) -> Response:
         self._require_not_operator(request, "its secret is ARRIERO_AUTH_BOOTSTRAP_CLIENT_SECRET: unset it first")
         changed = await self._registry.change_client(_named(request), changes.without_secret)
         log.info("client.secret_dropped", client=changed.id, by=actor)
         return json(requests.shown_client(changed))
 
-    async def delete_client(self, request: Request) -> Response:
-        actor = self._authorize(request)
+    async def delete_client(self, request: Request, actor: str) -> Response:
         self._require_not_operator(request, "it would come back: unset ARRIERO_AUTH_BOOTSTRAP_CLIENT_ID first")
         keys = await self._registry.delete_client(_named(request))
         log.info("client.deleted", client=_named(request), keys=keys, by=actor)
@@ -143,8 +141,7 @@ class Admin:
 
     # -- keys --------------------------------------------------------------------------------------------------------
 
-    async def create_key(self, request: Request) -> Response:
-        actor = self._authorize(request)
+    async def create_key(self, request: Request, actor: str) -> Response:
         body = await read_body(request)
         client = self._known(request)
         asked = requests.create_key(body, client, time.time())
@@ -160,29 +157,23 @@ class Admin:
         log.info("key.created", client=made.key.client, key=made.key.id, by=actor)
         return json({**requests.shown_key(made.key), "api_key": made.text}, 201)
 
-    async def list_keys(self, request: Request) -> Response:
-        self._authorize(request)
+    async def list_keys(self, request: Request, actor: str) -> Response:
         client = self._known(request).id if "client" in request.path_params else None
         return json({"keys": self._keys(client)})
 
-    async def get_key(self, request: Request) -> Response:
-        self._authorize(request)
+    async def get_key(self, request: Request, actor: str) -> Response:
         key = self._directory.keys.get(request.path_params["key"])
         if key is None:
             raise failed(Code.NOT_FOUND, f"There is no API key with the id {request.path_params['key'][:80]!r}.")
         return json(requests.shown_key(key))
 
-    async def revoke_key(self, request: Request) -> Response:
-        actor = self._authorize(request)
+    async def revoke_key(self, request: Request, actor: str) -> Response:
         key = request.path_params["key"]
         await self._registry.revoke_key(key)
         log.info("key.revoked", key=key, by=actor)
         return json({"key_id": key, "revoked": True})
 
     # ----------------------------------------------------------------------------------------------------------------
-
-    def _authorize(self, request: Request) -> str:
-        return self._authorization.require(request, Scope.ADMIN_CLIENTS)
 
     def _known(self, request: Request) -> Client:
         client = self._directory.clients.get(_named(request))

@@ -27,8 +27,8 @@ class Authorization:
         self._judge = judge
         self._readiness = readiness
 
-    def require(self, request: Request, scope: Scope) -> str:
-        """The client who asks. Raises Unauthorized; Failed (UNAVAILABLE) while nobody can be judged."""
+    def require(self, request: Request, scope: Scope | None) -> str:
+        """The client who asks; `scope` None: any. Raises Unauthorized; Failed (UNAVAILABLE) while nobody can be judged."""
         self._readiness.require()
         given = request.headers.getlist("authorization")
         if len(given) > 1:
@@ -40,7 +40,7 @@ class Authorization:
         if isinstance(found, Worthless):
             raise _unauthenticated(f"The access token {found.reason}; get a new one.")
         note(request, actor=found.client.id, credential=f"token:{found.claims.jti}")
-        if scope not in found.scopes:
+        if scope is not None and scope not in found.scopes:
             raise Unauthorized(
                 Fault(code=Code.FORBIDDEN, message=f"This needs the scope {scope}; ask for it with scope={scope}."),
                 f'Bearer realm="arriero", error="insufficient_scope", scope="{scope}"',

@@ -19,7 +19,7 @@ from libs.common.credentials.verifiers import Verifiers
 from libs.common.ids import new_boot_id
 from libs.common.ops import Check
 from libs.common.runtime import Port, Running, Service
-from services.auth.admin import Admin
+from services.auth.all_routes import all_routes
 from services.auth.app import build
 from services.auth.authorization import Authorization
 from services.auth.checkpoints import Checkpoints
@@ -34,10 +34,9 @@ from services.auth.recording import recorded
 from services.auth.registry import Registry
 from services.auth.revoker import Revoker
 from services.auth.rotation import Schedule
+from services.auth.routes import Opening, guarded
 from services.auth.settings import AuthSettings
-from services.auth.signing_admin import SigningAdmin
 from services.auth.trail import AuditTrail
-from services.auth.trail_routes import TrailRoutes
 
 log = structlog.get_logger()
 
@@ -81,10 +80,12 @@ async def start(settings: AuthSettings, bus: Bus) -> AsyncIterator[Running]:
         failures,
     )
     authorization = Authorization(judge, readiness)
-    trail = TrailRoutes(authorization, AuditTrail(bus, keyring))
-    admin = Admin(authorization, directory, registry, operator=settings.bootstrap_client_id)
-    signing = SigningAdmin(authorization, keyring)
-    routes = recorded([*oauth.routes, *admin.routes, *signing.routes, *trail.routes], audit)
+    trail = AuditTrail(bus, keyring)
+    specs = all_routes(
+        settings.issuer, oauth, directory, registry, keyring, trail, operator=settings.bootstrap_client_id
+    )
+    closed = [guarded(spec, authorization) for spec in specs if spec.access is not Opening.EVERYONE]
+    public = [guarded(spec, authorization) for spec in specs if spec.access is Opening.EVERYONE]
 
     async def drain() -> None:
         """The trail ends with a word, and a signature over it."""
@@ -103,7 +104,7 @@ async def start(settings: AuthSettings, bus: Bus) -> AsyncIterator[Running]:
         },
         ports=[
             Port(
-                build(settings.issuer, keyring, routes),
+                build([*recorded(closed, audit), *public]),
                 settings.host,
                 settings.port,
                 settings.edge(settings.issuer),

@@ -9,12 +9,11 @@ import structlog
 from authlib.oauth2.rfc6749 import InvalidGrantError, InvalidRequestError
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from libs.common.bus.failures import BusError
 from libs.common.contracts.faults import Code, Failed, Fault
 from libs.common.credentials.failure_log import FailureLog
-from services.auth import metrics
+from services.auth import metrics, operations
 from services.auth.bodies import read_body
 from services.auth.inspection import End, Inspection, KeyEnd, NotYours, TokenEnd
 from services.auth.oauth import TOKEN_PATH, Act, Answer, OAuth, TokenRequest
@@ -24,6 +23,7 @@ from services.auth.readiness import Readiness
 from services.auth.recording import address_of, note
 from services.auth.registry import Registry
 from services.auth.revoker import Revoker
+from services.auth.routes import Opening, RouteSpec
 
 log = structlog.get_logger()
 
@@ -51,11 +51,11 @@ class OAuthRoutes:
         self._failures = failures
 
     @property
-    def routes(self) -> list[Route]:
+    def routes(self) -> list[RouteSpec]:
         return [
-            Route(TOKEN_PATH, self.token, methods=["POST"]),
-            Route(REVOKE_PATH, self.revoke, methods=["POST"]),
-            Route(INTROSPECT_PATH, self.introspect, methods=["POST"]),
+            RouteSpec("POST", TOKEN_PATH, Opening.CLIENT, self.token, operations.TOKEN),
+            RouteSpec("POST", REVOKE_PATH, Opening.CLIENT, self.revoke, operations.REVOKE),
+            RouteSpec("POST", INTROSPECT_PATH, Opening.CLIENT, self.introspect, operations.INTROSPECT),
         ]
 
     async def token(self, request: Request) -> Response:

@@ -19,7 +19,7 @@ from libs.common.contracts.faults import Code, Failed, Fault
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
-# By method and path.
+# By method and path; empty: nothing that others could want to know.
 ACTIONS: dict[tuple[str, str], str] = {
     ("POST", "/oauth/token"): "token.issue",
     ("POST", "/oauth/revoke"): "token.revoke",
@@ -41,6 +41,7 @@ ACTIONS: dict[tuple[str, str], str] = {
     ("GET", "/signing-keys"): "signing_key.read",
     ("POST", "/signing-keys/rotate"): "signing_key.rotate",
     ("GET", "/audit"): "audit.read",
+    ("GET", "/openapi.json"): "",
 }
 # Equal ones within a minute become one record with a count.
 OFTEN = frozenset({"client.read", "key.read", "signing_key.read", "audit.read", "token.introspect"})
@@ -62,6 +63,9 @@ def recorded(routes: Sequence[Route], audit: Audit) -> list[Route]:
     for route in routes:
         (method,) = (route.methods or set()) - {"HEAD"}
         action = ACTIONS[method, route.path]
+        if not action:
+            made.append(route)
+            continue
         made.append(Route(route.path, _over(route.endpoint, action, audit), methods=[method], name=route.name))
     return made
 

@@ -5,38 +5,34 @@ from typing import Any
 import structlog
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from libs.common.contracts.clients import Scope
-from services.auth import requests
+from services.auth import operations, requests
 from services.auth.answers import json
-from services.auth.authorization import Authorization
 from services.auth.bodies import read_body
 from services.auth.keyring import Keyring
 from services.auth.recording import note
 from services.auth.rotation import Ring, ends_at
+from services.auth.routes import RouteSpec
 
 log = structlog.get_logger()
 
 
 class SigningAdmin:
-    def __init__(self, authorization: Authorization, keyring: Keyring) -> None:
-        self._authorization = authorization
+    def __init__(self, keyring: Keyring) -> None:
         self._keyring = keyring
 
     @property
-    def routes(self) -> list[Route]:
+    def routes(self) -> list[RouteSpec]:
         return [
-            Route("/signing-keys", self.list_keys, methods=["GET"]),
-            Route("/signing-keys/rotate", self.rotate, methods=["POST"]),
+            RouteSpec("GET", "/signing-keys", Scope.ADMIN_CLIENTS, self.list_keys, operations.SIGNING_KEYS),
+            RouteSpec("POST", "/signing-keys/rotate", Scope.ADMIN_CLIENTS, self.rotate, operations.ROTATE_SIGNING),
         ]
 
-    async def list_keys(self, request: Request) -> Response:
-        self._authorization.require(request, Scope.ADMIN_CLIENTS)
+    async def list_keys(self, request: Request, actor: str) -> Response:
         return json(self._shown(self._keyring.ring or Ring(keys=()), ()))
 
-    async def rotate(self, request: Request) -> Response:
-        actor = self._authorization.require(request, Scope.ADMIN_CLIENTS)
+    async def rotate(self, request: Request, actor: str) -> Response:
         asked = requests.rotate_signing(await read_body(request))
         withdrawn: tuple[str, ...] = ()
         if asked.now:

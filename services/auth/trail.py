@@ -28,6 +28,7 @@ from services.auth.keyring import Keyring
 
 LIMIT, MAX_LIMIT = 1_000, 5_000
 MAX_TAIL = 1_000
+MAX_SEQUENCE = 1 << 62
 BATCH = 250
 LOOK_BACK = 100_000  # sequences that `tail` searches
 
@@ -63,7 +64,7 @@ def read_query(query: QueryParams) -> Asked:
     if tail is not None and "after" in query:
         raise _invalid("tail", "give it or after, not both")
     return Asked(
-        after=_number(query, "after", 0, 1 << 62),
+        after=_number(query, "after", 0, MAX_SEQUENCE),
         limit=max(1, _number(query, "limit", LIMIT, MAX_LIMIT)),
         since_ms=_time(query, "since"),
         until_ms=_time(query, "until"),

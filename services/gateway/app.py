@@ -26,7 +26,7 @@ def create_app(
     witness: Witness,
 ) -> Any:
     """`closing`: does this process shut down?"""
-    # FastAPI's part is the application and, later, the OpenAPI document; the routes are plain ASGI (DESIGN §4).
+    # FastAPI's part is the application; the routes are plain ASGI (DESIGN §4), and so its own document would be empty: `openapi`.
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
     routes = [
         _Route(

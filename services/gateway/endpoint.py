@@ -14,6 +14,7 @@ from libs.common.contracts.clients import Principal, Scope
 from libs.common.contracts.codec import Malformed, encode
 from libs.common.contracts.faults import MEANING, Code, Failed, Fault
 from libs.common.contracts.headers import IDEMPOTENCY_KEY
+from libs.common.openapi import Operation
 from services.gateway import metrics
 from services.gateway.credentials import Credentials, require
 from services.gateway.dialects import dialect_of, error_body, error_headers
@@ -33,22 +34,40 @@ GOODBYE_S = 0.2  # a stream must be closed within a second of the revocation
 Handler = Callable[[Exchange, Principal], Awaitable[None]]
 
 
+# What the frame itself can answer on any route.
+CODES = (
+    Code.UNAUTHENTICATED,
+    Code.FORBIDDEN,
+    Code.INVALID_REQUEST,
+    Code.RATE_LIMITED,
+    Code.NOT_FOUND,
+    Code.DRAINING,
+    Code.UNAVAILABLE,
+    Code.INTERNAL,
+)
+
+
 class Reach(StrEnum):
     """Whose things a route is about, once its scope is there. What is beyond it is answered like what does not exist."""
 
     OWN_JOBS = "the caller's own jobs"
     ALLOWED_MODELS = "models that the caller may use"
     FLEET = "the whole fleet"
+    DESCRIPTION = "what this API is"
 
 
 class RouteSpec(NamedTuple):
-    """A route as data. Every route names the scope it needs; there is no way in without a credential."""
+    """A route as data. Every route names the scope it needs, or None when any credential will do; there is no way in without.
+
+    `operation`: what the OpenAPI document says about it. A test fails for a route of ours that has none.
+    """
 
     method: str
     path: str
-    scope: Scope
+    scope: Scope | None
     reach: Reach
     handler: Handler
+    operation: Operation | None = None
 
 
 class Endpoint:
@@ -83,7 +102,8 @@ class Endpoint:
             if self._warm_up is not None:
                 await self._warm_up.wait()
             exchange.principal = principal = await self._credentials.principal(exchange.raw_headers, exchange.address)
-            require(principal, self.spec.scope)
+            if self.spec.scope is not None:
+                require(principal, self.spec.scope)
             with self._sessions.one(principal) as exchange.session:
                 if self._limiter is not None and principal.accounts:
                     await self._count(self._limiter, exchange, principal)

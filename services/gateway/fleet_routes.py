@@ -10,6 +10,7 @@ from libs.common.contracts.codec import encode
 from libs.common.contracts.control import ModelAnswer, ModelOrder, ModelWork
 from libs.common.contracts.faults import Code, Failed, failed
 from libs.common.ids import new_op_id
+from services.gateway import operations
 from services.gateway.catalog import Catalog
 from services.gateway.endpoint import Reach, RouteSpec
 from services.gateway.fleet import FleetView
@@ -31,9 +32,13 @@ class FleetRoutes:
 
     def routes(self) -> list[RouteSpec]:
         return [
-            RouteSpec("GET", "/nodes", Scope.ADMIN_CLUSTER, Reach.FLEET, self.nodes),
-            RouteSpec("PUT", "/nodes/{node}/policy", Scope.ADMIN_CLUSTER, Reach.FLEET, self.decide),
-            RouteSpec("POST", "/nodes/{node}/models", Scope.ADMIN_CLUSTER, Reach.FLEET, self.work),
+            RouteSpec("GET", "/nodes", Scope.ADMIN_CLUSTER, Reach.FLEET, self.nodes, operations.NODES),
+            RouteSpec(
+                "PUT", "/nodes/{node}/policy", Scope.ADMIN_CLUSTER, Reach.FLEET, self.decide, operations.DECIDE_NODE
+            ),
+            RouteSpec(
+                "POST", "/nodes/{node}/models", Scope.ADMIN_CLUSTER, Reach.FLEET, self.work, operations.WORK_ON_NODE
+            ),
         ]
 
     async def nodes(self, exchange: Exchange, principal: Principal) -> None:

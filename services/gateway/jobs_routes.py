@@ -9,6 +9,7 @@ from libs.common.contracts.codec import Malformed
 from libs.common.contracts.events import START, parse_position
 from libs.common.contracts.faults import Code, failed
 from libs.common.contracts.headers import IDEMPOTENCY_KEY, JOB_ID
+from services.gateway import operations
 from services.gateway.endpoint import Reach, RouteSpec
 from services.gateway.http import Disconnected, Exchange
 from services.gateway.intake import Intake
@@ -30,12 +31,12 @@ class JobsRoutes:
 
     def routes(self) -> list[RouteSpec]:
         return [
-            RouteSpec("POST", "/jobs", Scope.JOBS_WRITE, Reach.OWN_JOBS, self.submit),
-            RouteSpec("GET", "/jobs", Scope.JOBS_READ, Reach.OWN_JOBS, self.list),
-            RouteSpec("GET", "/jobs/{id}", Scope.JOBS_READ, Reach.OWN_JOBS, self.get),
-            RouteSpec("GET", "/jobs/{id}/stream", Scope.JOBS_READ, Reach.OWN_JOBS, self.stream),
-            RouteSpec("POST", "/jobs/{id}/retry", Scope.JOBS_WRITE, Reach.OWN_JOBS, self.retry),
-            RouteSpec("DELETE", "/jobs/{id}", Scope.JOBS_CANCEL, Reach.OWN_JOBS, self.cancel),
+            RouteSpec("POST", "/jobs", Scope.JOBS_WRITE, Reach.OWN_JOBS, self.submit, operations.SUBMIT_JOB),
+            RouteSpec("GET", "/jobs", Scope.JOBS_READ, Reach.OWN_JOBS, self.list, operations.LIST_JOBS),
+            RouteSpec("GET", "/jobs/{id}", Scope.JOBS_READ, Reach.OWN_JOBS, self.get, operations.GET_JOB),
+            RouteSpec("GET", "/jobs/{id}/stream", Scope.JOBS_READ, Reach.OWN_JOBS, self.stream, operations.STREAM_JOB),
+            RouteSpec("POST", "/jobs/{id}/retry", Scope.JOBS_WRITE, Reach.OWN_JOBS, self.retry, operations.RETRY_JOB),
+            RouteSpec("DELETE", "/jobs/{id}", Scope.JOBS_CANCEL, Reach.OWN_JOBS, self.cancel, operations.CANCEL_JOB),
         ]
 
     async def submit(self, exchange: Exchange, principal: Principal) -> None:

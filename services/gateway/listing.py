@@ -20,7 +20,7 @@ from services.gateway.view import row
 
 MAX_LIMIT = 1000
 FETCH_S = 5.0
-_CURSOR = re.compile(r"[0-9]{1,18}")  # a stream sequence
+CURSOR = re.compile(r"[0-9]{1,18}")  # a stream sequence
 RECORDS_PER_JOB = 3  # new, active, done: at most so many are read for one row
 
 
@@ -70,7 +70,7 @@ async def list_jobs(bus: Bus, client: str, *, cursor: str | None, limit: int, st
         raise failed(Code.INVALID_REQUEST, f"limit must be 1 to {MAX_LIMIT}", path="limit")
     if state is not None and state not in list(JobState):
         raise failed(Code.INVALID_REQUEST, f"state must be one of {', '.join(JobState)}", path="state")
-    if cursor is not None and not _CURSOR.fullmatch(cursor):
+    if cursor is not None and not CURSOR.fullmatch(cursor):
         raise failed(Code.INVALID_REQUEST, "cursor is not one that a listing gave", path="cursor")
     # Jobs in one state may be rare: a page of them looks through as much as the largest page does.
     looked_through = (limit if state is None else MAX_LIMIT) * RECORDS_PER_JOB

@@ -55,7 +55,7 @@ async def start(settings: GatewaySettings, bus: Bus) -> AsyncIterator[Running]:
     audit = Audit(bus, "gateway", new_boot_id())
     witness = Witness(audit)
     warm_up = WarmUp([*(credentials.checks()[name] for name in ("clients", "revocations")), fleet.follower.problem])
-    specs = all_routes(bus, service, streams, intake, fleet, catalog)
+    specs = all_routes(bus, service, streams, intake, fleet, catalog, issuer=settings.issuer)
     internal = await InternalApi(bus, credentials, sessions, service, intake, limiter, witness).serve()
 
     async def drain() -> None:

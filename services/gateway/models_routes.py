@@ -4,6 +4,7 @@ from libs.common.contracts.catalog import ModelPolicy
 from libs.common.contracts.clients import Principal, Scope
 from libs.common.contracts.faults import Code, failed
 from libs.common.contracts.nodes import canonical_model
+from services.gateway import operations
 from services.gateway.catalog import Catalog
 from services.gateway.endpoint import Reach, RouteSpec
 from services.gateway.fleet import FleetView
@@ -23,9 +24,23 @@ class ModelsRoutes:
 
     def routes(self) -> list[RouteSpec]:
         return [
-            RouteSpec("GET", "/models", Scope.ADMIN_CLUSTER, Reach.FLEET, self.list),
-            RouteSpec("PUT", "/models/{name:path}/policy", Scope.ADMIN_CLUSTER, Reach.FLEET, self.change),
-            RouteSpec("DELETE", "/models/{name:path}/policy", Scope.ADMIN_CLUSTER, Reach.FLEET, self.forget),
+            RouteSpec("GET", "/models", Scope.ADMIN_CLUSTER, Reach.FLEET, self.list, operations.MODELS),
+            RouteSpec(
+                "PUT",
+                "/models/{name:path}/policy",
+                Scope.ADMIN_CLUSTER,
+                Reach.FLEET,
+                self.change,
+                operations.DECIDE_MODEL,
+            ),
+            RouteSpec(
+                "DELETE",
+                "/models/{name:path}/policy",
+                Scope.ADMIN_CLUSTER,
+                Reach.FLEET,
+                self.forget,
+                operations.FORGET_MODEL,
+            ),
         ]
 
     async def list(self, exchange: Exchange, principal: Principal) -> None:

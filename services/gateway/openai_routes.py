@@ -15,7 +15,7 @@ from libs.common.contracts.headers import DETACH, IDEMPOTENCY_KEY, JOB_ID
 from libs.common.contracts.nodes import canonical_model
 from libs.common.contracts.subjects import JobKey
 from libs.common.folding import Answer
-from services.gateway import metrics
+from services.gateway import metrics, operations
 from services.gateway.dialects import NOT_FOUND_JOB
 from services.gateway.endpoint import Reach, RouteSpec
 from services.gateway.http import Disconnected, Exchange
@@ -63,10 +63,26 @@ class OpenAiRoutes:
 
     def routes(self) -> list[RouteSpec]:
         return [
-            RouteSpec("POST", "/v1/chat/completions", Scope.INFERENCE, Reach.OWN_JOBS, self.chat),
-            RouteSpec("GET", "/v1/chat/completions/{id}", Scope.INFERENCE, Reach.OWN_JOBS, self.completion),
-            RouteSpec("GET", "/v1/models", Scope.MODELS_READ, Reach.ALLOWED_MODELS, self.models),
-            RouteSpec("GET", "/v1/models/{model:path}", Scope.MODELS_READ, Reach.ALLOWED_MODELS, self.model),
+            RouteSpec("POST", "/v1/chat/completions", Scope.INFERENCE, Reach.OWN_JOBS, self.chat, operations.CHAT),
+            RouteSpec(
+                "GET",
+                "/v1/chat/completions/{id}",
+                Scope.INFERENCE,
+                Reach.OWN_JOBS,
+                self.completion,
+                operations.COMPLETION,
+            ),
+            RouteSpec(
+                "GET", "/v1/models", Scope.MODELS_READ, Reach.ALLOWED_MODELS, self.models, operations.OPENAI_MODELS
+            ),
+            RouteSpec(
+                "GET",
+                "/v1/models/{model:path}",
+                Scope.MODELS_READ,
+                Reach.ALLOWED_MODELS,
+                self.model,
+                operations.OPENAI_MODEL,
+            ),
         ]
 
     async def models(self, exchange: Exchange, principal: Principal) -> None:

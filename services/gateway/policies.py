@@ -5,7 +5,7 @@ A `PUT` names what shall change: what it does not name stays, null is back to th
 
 import re
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 
@@ -23,6 +23,41 @@ _MODEL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:/-]{0,299}")
 
 Fields = dict[str, Any]
 Readers = Mapping[str, Callable[[Any, str], Any]]
+
+
+# The bodies as types, for the OpenAPI document. They are read field by field (`read_object`), because null and absent differ and
+# each refusal says what would be right; a test holds the two against each other.
+_Node = Annotated[str, msgspec.Meta(pattern=f"^{TOKEN.pattern}$")]
+_Model = Annotated[str, msgspec.Meta(pattern=f"^{_MODEL.pattern}$")]
+_Context = Annotated[int, msgspec.Meta(ge=MIN_CTX, le=MAX_CTX)]
+_KeepAlive = (
+    Annotated[str, msgspec.Meta(pattern=f"^({_DURATION.pattern})$", max_length=40)]
+    | Annotated[int, msgspec.Meta(gt=-(2**31), lt=2**31)]
+)
+
+
+class ModelChangeBody(msgspec.Struct, forbid_unknown_fields=True):
+    """`pins` is the whole list, `pin` and `unpin` are nodes more and less."""
+
+    pins: list[_Node] | None = None
+    pin: list[_Node] | None = None
+    unpin: list[_Node] | None = None
+    num_ctx: _Context | None = None
+    keep_alive: _KeepAlive | None = None
+    on_cpu: OnCpu | None = None
+
+
+class NodePolicyBody(msgspec.Struct, forbid_unknown_fields=True):
+    draining: bool
+
+
+class OrderBody(msgspec.Struct, forbid_unknown_fields=True):
+    """`keep_alive` and `num_ctx` are for a load."""
+
+    op: ModelOp
+    model: _Model
+    keep_alive: _KeepAlive | None = None
+    num_ctx: _Context | None = None
 
 
 class ModelChange(NamedTuple):

@@ -10,15 +10,24 @@ from services.gateway.job_service import JobService
 from services.gateway.jobs_routes import JobsRoutes
 from services.gateway.models_routes import ModelsRoutes
 from services.gateway.openai_routes import OpenAiRoutes
+from services.gateway.openapi import OpenApi
 from services.gateway.streaming import Streams
 
 
 def all_routes(
-    bus: Bus, service: JobService, streams: Streams, intake: Intake, fleet: FleetView, catalog: Catalog
+    bus: Bus,
+    service: JobService,
+    streams: Streams,
+    intake: Intake,
+    fleet: FleetView,
+    catalog: Catalog,
+    *,
+    issuer: str = "",
 ) -> list[RouteSpec]:
-    return [
+    routes = [
         *JobsRoutes(service, streams, intake).routes(),
         *OpenAiRoutes(service, streams, intake).routes(),
         *FleetRoutes(bus, fleet, catalog, streams).routes(),
         *ModelsRoutes(fleet, catalog).routes(),
     ]
+    return [*routes, OpenApi(routes, issuer).spec]

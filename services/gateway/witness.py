@@ -38,6 +38,7 @@ ACTIONS: Mapping[tuple[str, str], str] = {
     ("GET", "/models"): FLEET_READ,
     ("PUT", "/models/{name:path}/policy"): "model.policy",
     ("DELETE", "/models/{name:path}/policy"): "model.forget_policy",
+    ("GET", "/openapi.json"): "",
 }
 OVER_NATS: Mapping[str, str] = {"submit": SUBMIT, "cancel": DELETE}
 OFTEN = frozenset({SUBMIT, DELETE, FLEET_READ})

@@ -19,11 +19,12 @@ OPERATOR, OPERATOR_SECRET = "operator", "operator-secret-of-the-tests-0123456789
 
 
 class Auth:
-    def __init__(self, issuer: str, url: str, http: httpx.AsyncClient, checks: dict[str, Check]) -> None:
+    def __init__(self, issuer: str, url: str, http: httpx.AsyncClient, checks: dict[str, Check], app: Any) -> None:
         self.issuer = issuer
         self.url = url
         self.http = http
         self.checks = checks
+        self.app = app
 
     def problems(self) -> dict[str, str]:
         return {name: problem for name, check in self.checks.items() if (problem := check()) is not None}
@@ -76,7 +77,7 @@ async def running_auth(nats: NatsServer, *, ready: bool = True, **settings: Any)
         tasks = [asyncio.create_task(task) for task in running.tasks.values()]
         try:
             async with served(running.ports[0], bound) as url, httpx.AsyncClient(base_url=url) as http:
-                auth = Auth(effective.issuer, url, http, running.checks)
+                auth = Auth(effective.issuer, url, http, running.checks, running.ports[0].app)
                 if ready:
                     await auth.ready()
                 yield auth

@@ -67,12 +67,12 @@ class Position(NamedTuple):
 
 START = Position(0, 0)
 
-_POSITION = re.compile(r"([0-9]{1,18})\.([0-9]{1,15})")
+POSITION = re.compile(r"([0-9]{1,18})\.([0-9]{1,15})")
 
 
 def parse_position(text: str) -> Position:
     """The reverse of str(Position). Raises Malformed."""
-    found = _POSITION.fullmatch(text.strip())
+    found = POSITION.fullmatch(text.strip())
     if not found:
         raise Malformed("a position is <epoch>.<offset>, as the stream's id lines give it")
     return Position(int(found[1]), int(found[2]))

@@ -6,6 +6,7 @@ pure: `limits`, `hosts`, `origins`, `addresses`, `request_ids`.
 
 from typing import NamedTuple
 
+from libs.common.contracts.faults import Code
 from libs.common.edge.front import Rules
 from libs.common.edge.limits import HttpLimits
 
@@ -17,4 +18,17 @@ class Edge(NamedTuple):
     rules: Rules = Rules()
 
 
-__all__ = ["Edge", "HttpLimits", "Rules"]
+# What a port may answer by itself, whatever was asked for.
+CODES = (
+    Code.INVALID_REQUEST,
+    Code.FORBIDDEN,
+    Code.REQUEST_TIMEOUT,
+    Code.URI_TOO_LONG,
+    Code.MISDIRECTED,
+    Code.HEADERS_TOO_LARGE,
+    Code.RATE_LIMITED,
+    Code.OVERLOADED,
+    Code.INTERNAL,
+)
+
+__all__ = ["CODES", "Edge", "HttpLimits", "Rules"]
