@@ -159,7 +159,7 @@ async def test_start_drain_and_end_go_in_order_and_the_exit_is_clean(tiny: Start
     assert (await one.ops("/livez")).status_code == 200
     await one.tell("/release")
     assert await one.ended() == 0
-    assert one.events == [
+    assert [event for event in one.events if event != "service.files_limited"] == [  # as the machine allows
         "service.starting",
         "resource.entered",
         "resource.entered",

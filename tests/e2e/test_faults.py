@@ -82,7 +82,9 @@ def test_a_worker_killed_before_the_first_token_costs_the_client_nothing(
     model = chat_models(client)[0]
     first = client.post("/jobs", json={"model": model, "prompt": ask(3)}).json()["id"]
     node = wait_final(client, first)["node"]
-    job = client.post("/jobs", json={"model": model, "prompt": "word " * 20_000 + ask(10)}).json()["id"]
+    job = client.post(
+        "/jobs", json={"model": model, "prompt": "word " * 20_000 + ask(10), "options": {"num_ctx": 32768}}
+    ).json()["id"]
     with client.stream("GET", f"/jobs/{job}/stream") as stream:
         for line in stream.iter_lines():
             if line.startswith("event: bound"):
