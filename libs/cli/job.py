@@ -39,6 +39,7 @@ def submit(
         Path | None, typer.Option(help="The whole request as JSON, as POST /jobs takes it; - is a pipe.")
     ] = None,
     idempotency_key: Annotated[str, typer.Option(help="The same key and request give the same job.")] = "",
+    webhook: Annotated[str, typer.Option(metavar="ID", help="Tell this webhook when it ends.")] = "",
     watch_it: Annotated[bool, typer.Option("--watch", help="Stay and print the answer as it comes.")] = False,
     dry_run: Annotated[
         bool, typer.Option(help="Submit nothing; tell where it would go, and when it would end.")
@@ -61,7 +62,7 @@ def submit(
         body = request(model, sys.stdin.read() if prompt == "-" else prompt, kind)
     else:
         raise CommandFailed("give a model and a prompt, or --file", code="usage")
-    more = {"priority": priority, "deadline_s": deadline, "result_ttl_s": result_ttl}
+    more = {"priority": priority, "deadline_s": deadline, "result_ttl_s": result_ttl, "webhook": webhook or None}
     body |= {name: value for name, value in more.items() if value is not None}
     headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
     if dry_run:

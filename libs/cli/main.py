@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from libs.cli import audit, chat, clients, job, keys, models, nats, nodes, signing, sim, simulate, status
+from libs.cli import audit, chat, clients, job, keys, models, nats, nodes, signing, sim, simulate, status, webhook
 from libs.cli.failures import CommandFailed
 from libs.cli.output import fail
 from libs.cli.up import command as up_command
@@ -44,6 +44,7 @@ app.add_typer(models.app, name="models")
 app.command()(status.status)
 app.add_typer(clients.client_app, name="client")
 app.add_typer(keys.key_app, name="key")
+app.add_typer(webhook.app, name="webhook")
 app.add_typer(audit.app, name="audit")
 app.add_typer(signing.app, name="auth")
 app.add_typer(nats.app, name="nats")

@@ -25,9 +25,9 @@ from libs.common.contracts.faults import Code, failed
 from libs.common.contracts.revocations import Revocation, signing_key_record
 from libs.common.contracts.streams import REVOKED, SIGNING, key_subject
 from libs.common.credentials.tokens import ALGORITHM
+from libs.common.sealing import CannotOpen, Seal
 from services.auth import metrics
 from services.auth.rotation import Ring, Schedule, SigningKey, decode_ring, step
-from services.auth.sealing import CannotOpen, Seal
 
 log = structlog.get_logger()
 
@@ -65,7 +65,7 @@ class Keyring:
         self._changed = asyncio.Event()
         self._bucket = Bucket(bus, SIGNING)
         self._revoked = Bucket(bus, REVOKED)
-        self._seal = Seal(cluster_secret)
+        self._seal = Seal(cluster_secret, "signing-keys")
         self._spare = self._generate()
         self._follower = Follower(
             bus, f"KV_{SIGNING}", [key_subject(SIGNING, RECORD)], self._record, on_reset=self._forget
@@ -167,7 +167,7 @@ class Keyring:
             kid=kid,
             state="next",
             public=dict(key.as_dict(private=False)),
-            sealed=self._seal.close(msgspec.json.encode(key.as_dict(private=True)), kid=kid),
+            sealed=self._seal.close(msgspec.json.encode(key.as_dict(private=True)), of=kid),
             created_at=datetime.fromtimestamp(self._clock(), UTC).isoformat(timespec="seconds"),
         )
 
@@ -196,7 +196,7 @@ class Keyring:
             self.witnesses = {**past, **self.public}
             # A set of exactly one: out of several Authlib would pick at random, from a bare key it takes no `kid`.
             (active,) = (key for key in self.ring.keys if key.state == "active")
-            private = msgspec.json.decode(self._seal.open(active.sealed, kid=active.kid))
+            private = msgspec.json.decode(self._seal.open(active.sealed, of=active.kid))
             self.active = KeySet([ECKey.import_key(private)])
             self._problem = None
         except CannotOpen:

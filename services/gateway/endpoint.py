@@ -51,6 +51,7 @@ class Reach(StrEnum):
     """Whose things a route is about, once its scope is there. What is beyond it is answered like what does not exist."""
 
     OWN_JOBS = "the caller's own jobs"
+    OWN_WEBHOOKS = "the caller's own webhooks"
     ALLOWED_MODELS = "models that the caller may use"
     FLEET = "the whole fleet"
     DESCRIPTION = "what this API is"

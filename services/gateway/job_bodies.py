@@ -65,7 +65,7 @@ class JobBody(msgspec.Struct, forbid_unknown_fields=True):
     metadata: (
         Annotated[dict[Short, Annotated[str, msgspec.Meta(max_length=512)]], msgspec.Meta(max_length=16)] | None
     ) = None
-    webhook: Any = None
+    webhook: Annotated[str, msgspec.Meta(pattern=r"\Awh_[0-9a-f]{26}\Z")] | None = None
     # Programs made for Ollama send it. How long a model stays in memory is the router's business: taken, and not honoured.
     keep_alive: str | int | float | None = None
 
@@ -79,10 +79,6 @@ def parse_job(body: bytes, policy: Policy, *, max_num_ctx: int = MAX_NUM_CTX) ->
     """Raises Failed with INVALID_REQUEST and the path of the field."""
     job = decode_body(_decode, body)
     kind = _kind_of(job)
-    if job.webhook is not None:
-        raise failed(
-            Code.UNSUPPORTED_PARAMETER, "webhooks are not there yet; poll the job or read its stream", path="webhook"
-        )
     options = read_options(job.options, max_num_ctx=max_num_ctx)
     check_think(job.think)
     check_format(job.format)
@@ -117,6 +113,7 @@ def parse_job(body: bytes, policy: Policy, *, max_num_ctx: int = MAX_NUM_CTX) ->
         num_ctx=options.num_ctx,
         deadline_asked=job.deadline_s is not None,
         metadata=job.metadata,
+        webhook=job.webhook or "",
     )
 
 

@@ -37,6 +37,7 @@ from services.gateway.reading import LogReader
 from services.gateway.submission import Prepared, Submitted, Submitter
 from services.gateway.view import job_view
 from services.gateway.watch import Log, Watch
+from services.gateway.webhooks import Webhooks
 from services.gateway.wish import Wish, check_model
 
 log = structlog.get_logger()
@@ -60,6 +61,7 @@ class JobService:
         catalog: Catalog,
         submitter: Submitter,
         limiter: Limiter,
+        webhooks: Webhooks,
         readers: Readers | None = None,
         *,
         max_num_ctx: int = MAX_NUM_CTX,
@@ -74,6 +76,7 @@ class JobService:
         self._log_reader = LogReader(bus)
         self._submitter = submitter
         self._limiter = limiter
+        self.webhooks = webhooks
 
     # -- submit --------------------------------------------------------------------------------------------------------
 
@@ -126,8 +129,19 @@ class JobService:
             metadata=was.metadata,
             include_usage=was.include_usage,
             retry_of=job,
+            webhook=await self._still_there(key.client, was.webhook),
         )
         return await self._create(principal, wish, idempotency_key)
+
+    async def _still_there(self, client: str, webhook: str) -> str:
+        """Of the job that is retried: nobody is to be asked for a webhook that has gone since."""
+        if not webhook:
+            return ""
+        try:
+            found = await self.webhooks.registry.find(client, webhook)
+        except BusError as error:
+            raise _away(error) from error
+        return webhook if found is not None and found.disabled_at is None else ""
 
     async def _request(self, key: JobKey, completion: Completion) -> Request | None:
         """By the sequence of its `new`: a keyed id may live again, and the record may have been emptied."""
@@ -157,8 +171,10 @@ class JobService:
         key = self._submitter.new_key(principal, wish, idempotency_key)
         try:
             check_model(wish.request.model, self.fleet.models_for(principal), is_complete=self.fleet.is_complete)
+            if wish.webhook:
+                await self.webhooks.registry.require(principal.client, wish.webhook)
         except Failed:
-            # Who asks again for a job that is there gets it, also when the model has gone since.
+            # Who asks again for a job that is there gets it, also when model or webhook have gone since.
             if idempotency_key is None or not await self._stands(key):
                 raise
         return key
@@ -171,7 +187,8 @@ class JobService:
         """Raises Failed: as Submitter.prepare, Limiter.reserved and Submitter.submit, and CONTEXT_LENGTH_EXCEEDED,
         DEADLINE_UNMEETABLE."""
         prepared = self._submitter.prepare(principal, wish)
-        if keyed and principal.accounts:  # who asks again for a job that is there reserves nothing
+        # Who asks again for a job that is there reserves nothing, and announces no end that has been told.
+        if keyed and (principal.accounts or wish.webhook):
             standing = await self._read(key)
             if standing is not None and standing.facts is not None:
                 return self._submitter.rejoin(key, wish, standing)

@@ -28,6 +28,7 @@ from services.gateway.settings import GatewaySettings
 from services.gateway.streaming import Streams
 from services.gateway.submission import Submitter
 from services.gateway.warm_up import WarmUp
+from services.gateway.webhooks import Delivering, Sender, Waiting, WebhookRegistry, Webhooks
 from services.gateway.witness import Witness
 
 GOODBYE_S = 3.0  # for streams to write their last frame once they have been ended
@@ -49,7 +50,11 @@ async def start(settings: GatewaySettings, bus: Bus) -> AsyncIterator[Running]:
     submitter = Submitter(bus, secret, pressure)
     limiter = Limiter(bus, submitter.keyed, output_tokens=settings.output_tokens)
     streams = Streams(limiter)
-    service = JobService(bus, fleet, catalog, submitter, limiter, max_num_ctx=settings.max_num_ctx)
+    registry = WebhookRegistry(bus, secret)
+    delivering = Delivering(bus, registry, credentials, Sender(settings.named_networks))
+    waiting = Waiting(bus, registry)
+    webhooks = Webhooks(registry, delivering, settings.named_networks)
+    service = JobService(bus, fleet, catalog, submitter, limiter, webhooks, max_num_ctx=settings.max_num_ctx)
     intake = Intake(settings.max_body)
     sessions = Sessions()
     audit = Audit(bus, "gateway", new_boot_id())
@@ -67,6 +72,7 @@ async def start(settings: GatewaySettings, bus: Bus) -> AsyncIterator[Running]:
         streams.end_all()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(streams.all_closed(), GOODBYE_S)
+        await asyncio.gather(*(puller.stop(GOODBYE_S) for puller in (waiting.puller, delivering.puller)))
         await audit.close()
 
     try:
@@ -80,6 +86,8 @@ async def start(settings: GatewaySettings, bus: Bus) -> AsyncIterator[Running]:
                 "warm_up": warm_up.run(),
                 "limits": limiter.run(),
                 "audit": audit.run(),
+                "webhooks.waiting": waiting.run(),
+                "webhooks.delivering": delivering.puller.run(),
             },
             ports=[
                 Port(

@@ -9,6 +9,9 @@
 | arriero_gateway_client_disconnects_total | counter   |              | chat clients that left before the end    |
 | arriero_gateway_requests_revoked_total   | counter   |              | requests ended because their credential was revoked |
 | arriero_gateway_jobs_store_ratio         | gauge     |              | how full the stream JOBS is, 0 to 1      |
+| arriero_gateway_webhook_attempts_total   | counter   | result       | tried: delivered, refused, unreachable   |
+| arriero_gateway_webhook_seconds          | histogram |              | what an attempt took                     |
+| arriero_gateway_webhooks_given_up_total  | counter   |              | events not delivered within a day        |
 """
 
 from prometheus_client import Counter, Gauge, Histogram
@@ -24,4 +27,11 @@ first_token = Histogram(
 )
 disconnects = Counter("arriero_gateway_client_disconnects", "Chat clients that left before the end")
 revoked = Counter("arriero_gateway_requests_revoked", "Requests ended because their credential was revoked")
+webhook_attempts = Counter("arriero_gateway_webhook_attempts", "Deliveries of webhooks tried", ["result"])
+webhook_seconds = Histogram(
+    "arriero_gateway_webhook_seconds",
+    "What an attempt to deliver took",
+    buckets=(0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10),
+)
+webhooks_given_up = Counter("arriero_gateway_webhooks_given_up", "Events that were not delivered within a day")
 jobs_full = Gauge("arriero_gateway_jobs_store_ratio", "How full the stream JOBS is")

@@ -16,6 +16,7 @@ from services.gateway.job_service import MAX_KEY, MAX_WAIT_S
 from services.gateway.listing import CURSOR, MAX_LIMIT
 from services.gateway.openai_request import ChatBody
 from services.gateway.policies import ModelChangeBody, NodePolicyBody, OrderBody
+from services.gateway.webhooks.bodies import NewWebhook
 
 _Token = Annotated[str, Meta(pattern=f"^{TOKEN.pattern}$")]
 _Flag = Literal["1", "true", "0", "false"]
@@ -53,6 +54,7 @@ _SUBMITS = (
     Code.DEADLINE_UNMEETABLE,
     Code.QUOTA_EXHAUSTED,
     Code.QUEUE_FULL,
+    Code.WRONG_STATE,  # its webhook is disabled
 )
 _STREAMS = (Code.POSITION_LOST, Code.OVERLOADED)
 # How the job behind a chat can end instead of an answer.
@@ -139,6 +141,40 @@ CANCEL_JOB = Operation(
     ),
     parameters=(_ID,),
     codes=(Code.JOB_NOT_FOUND, Code.OVERLOADED),
+)
+
+# -- webhooks ----------------------------------------------------------------------------------------------------------
+
+_WEBHOOK = Parameter("webhook", str, "id of a webhook", "path")
+
+CREATE_WEBHOOK = Operation(
+    "Register a receiver for the ends of jobs",
+    (
+        Answer(
+            "registered; its secret is shown this once", (shapes.WebhookCreated,), 201,
+            headers=(Header("Location", "where the webhook is", required=True),),
+            links={
+                "look": Link("GET /webhooks/{webhook}", {"webhook": "$response.body#/id"}),
+                "test": Link("POST /webhooks/{webhook}/test", {"webhook": "$response.body#/id"}),
+                "delete": Link("DELETE /webhooks/{webhook}", {"webhook": "$response.body#/id"}),
+            },
+        ),
+    ),
+    Body(NewWebhook, example={"url": "https://hooks.example.org/arriero"}),
+    codes=(Code.TOO_LARGE, Code.WRONG_STATE),
+    about="A job names it as `webhook`. How deliveries look and are signed: docs/webhooks.md.",
+)  # fmt: skip
+LIST_WEBHOOKS = Operation("List one's own webhooks", (Answer("all of them", (shapes.WebhookList,)),))
+GET_WEBHOOK = Operation("Look at a webhook", (Answer("it", (shapes.WebhookView,)),), parameters=(_WEBHOOK,))
+DELETE_WEBHOOK = Operation(
+    "Delete a webhook", (Answer("nothing more is sent there", (shapes.WebhookDeleted,)),), parameters=(_WEBHOOK,)
+)
+TEST_WEBHOOK = Operation(
+    "Send a test now",
+    (Answer("what came of it", (shapes.WebhookTested,)),),
+    parameters=(_WEBHOOK,),
+    codes=(Code.OVERLOADED,),
+    about="A success enables a webhook that was disabled.",
 )
 
 # -- OpenAI's dialect ------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from services.gateway.models_routes import ModelsRoutes
 from services.gateway.openai_routes import OpenAiRoutes
 from services.gateway.openapi import OpenApi
 from services.gateway.streaming import Streams
+from services.gateway.webhooks_routes import WebhooksRoutes
 
 
 def all_routes(
@@ -26,6 +27,7 @@ def all_routes(
 ) -> list[RouteSpec]:
     routes = [
         *JobsRoutes(service, streams, intake).routes(),
+        *WebhooksRoutes(service).routes(),
         *OpenAiRoutes(service, streams, intake).routes(),
         *FleetRoutes(bus, fleet, catalog, streams).routes(),
         *ModelsRoutes(fleet, catalog).routes(),

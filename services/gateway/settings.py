@@ -1,9 +1,10 @@
 """Settings of a gateway. Times are seconds, sizes bytes."""
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import SettingsConfigDict
 
-from libs.common.edge.settings import HttpSettings
+from libs.common.edge.addresses import Network, networks
+from libs.common.edge.settings import HttpSettings, split
 from services.gateway.limits.budgets import OUTPUT_TOKENS
 from services.gateway.options import MAX_NUM_CTX
 
@@ -29,4 +30,22 @@ class GatewaySettings(HttpSettings):
     output_tokens: int = Field(
         OUTPUT_TOKENS, ge=1, description="reserved of a client's tokens for a request that sets no limit of its own"
     )
+    webhook_networks: str = Field(
+        "",
+        description="networks beside the public Internet that webhooks may reach, by http:// too, such as 10.1.2.0/24; "
+        "comma separated",
+    )
     drain_grace: float = Field(300.0, ge=0, description="how long open streams may go on after SIGTERM")
+
+    @field_validator("webhook_networks")
+    @classmethod
+    def _webhook_networks(cls, value: str) -> str:
+        try:
+            networks(split(value))
+        except ValueError:
+            raise ValueError("give networks such as 10.1.2.0/24 or fd00:1::/64") from None
+        return value
+
+    @property
+    def named_networks(self) -> tuple[Network, ...]:
+        return networks(split(self.webhook_networks))

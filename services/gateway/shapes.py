@@ -13,6 +13,7 @@ from libs.common.contracts.control import ModelOp, ModelWork
 from libs.common.contracts.faults import Code
 from libs.common.contracts.jobs import Timings, Usage
 from libs.common.contracts.requests import Kind, Priority
+from libs.common.contracts.webhooks import EventType
 from libs.common.states import JobState
 
 
@@ -137,6 +138,41 @@ class DryRun(Struct, forbid_unknown_fields=True):
     reason: str | None
     eta_s: float | None
     finish_s: float | None
+
+
+class WebhookView(Struct, forbid_unknown_fields=True):
+    """`reason`: why deliveries fail, or why it was disabled."""
+
+    id: str
+    url: str
+    events: list[EventType]
+    include_result: bool
+    created_at: str
+    failing_since: str | None
+    disabled_at: str | None
+    reason: str | None
+
+
+class WebhookCreated(WebhookView, forbid_unknown_fields=True, kw_only=True):
+    secret: str
+
+
+class WebhookList(Struct, forbid_unknown_fields=True):
+    webhooks: list[WebhookView]
+
+
+class WebhookDeleted(Struct, forbid_unknown_fields=True):
+    id: str
+    deleted: Literal[True]
+
+
+class WebhookTested(Struct, forbid_unknown_fields=True):
+    """`status`: of the receiver's answer; null when there was none."""
+
+    id: str
+    delivered: bool
+    status: int | None
+    reason: str | None
 
 
 class OpenAiModel(Struct, forbid_unknown_fields=True):

@@ -22,6 +22,7 @@ from libs.common.journal import Journal, Lost
 from services.gateway import metrics
 from services.gateway.affinity import read_prompt
 from services.gateway.pressure import Pressure
+from services.gateway.webhooks.waiting import announce
 from services.gateway.wish import Wish, capped, output_tokens
 
 log = structlog.get_logger()
@@ -44,6 +45,7 @@ class Prepared(NamedTuple):
 
 class Submitter:
     def __init__(self, bus: Bus, cluster_secret: bytes, pressure: Pressure) -> None:
+        self._bus = bus
         self._journal = Journal(bus)
         self._secret = cluster_secret
         self._affinity_key = ids.derive(cluster_secret, "affinity")
@@ -72,6 +74,8 @@ class Submitter:
         """Raises Failed: OVERLOADED, IDEMPOTENCY_MISMATCH, SUBMIT_UNCONFIRMED (names the id), UNAVAILABLE."""
         submission, body = prepared
         ttl = ttl_s(submission, created_ms=0, now_ms=0)
+        if submission.webhook:
+            await self._announce(key, submission)
         expected = 0
         for _ in range(TRIES):
             try:
@@ -105,6 +109,15 @@ class Submitter:
             return Submitted(key, sequence)
         raise failed(Code.UNAVAILABLE, "the job's folder keeps changing; try again")
 
+    async def _announce(self, key: JobKey, submission: Submission) -> None:
+        try:
+            await announce(self._bus, key, submission)
+        except Full as error:
+            message = "as many webhooks wait as can be kept; submit it without one, or try again later"
+            raise failed(Code.OVERLOADED, message, retry_after_s=30) from error
+        except BusError as error:
+            raise failed(Code.UNAVAILABLE, f"the job could not be stored: {error}") from error
+
     def rejoin(self, key: JobKey, wish: Wish, standing: Entry) -> Submitted:
         """The job under this key, if it is this wish's; stores nothing. Raises Failed: IDEMPOTENCY_MISMATCH, INVALID_REQUEST."""
         try:
@@ -131,7 +144,9 @@ def _same_job(key: JobKey, wanted: str, standing: Entry) -> Submitted:
 
 
 def _digest_of(wish: Wish) -> str:
-    need = [wish.num_ctx] if wish.num_ctx else []
+    need: list[int | str] = [wish.num_ctx] if wish.num_ctx else []
+    if wish.webhook:
+        need.append(wish.webhook)
     return digest(msgspec.json.encode([wish.kind, wish.request, wish.metadata, *need], order="sorted"))
 
 
@@ -157,5 +172,6 @@ def submission_of(affinity_key: bytes, principal: Principal, wish: Wish, body: b
         detached=wish.detached,
         metadata=wish.metadata,
         include_usage=wish.include_usage,
+        webhook=wish.webhook,
         retry_of=wish.retry_of,
     )

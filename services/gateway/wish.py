@@ -25,6 +25,7 @@ class Wish(NamedTuple):
     metadata: dict[str, str] | None = None
     include_usage: bool = False
     retry_of: str | None = None
+    webhook: str = ""
 
 
 def capped(asked: Priority, best: Priority) -> Priority:

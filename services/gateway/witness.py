@@ -19,6 +19,7 @@ from services.gateway.http import Exchange
 
 SUBMIT, DELETE = "job.submit", "job.delete"
 FLEET_READ = "fleet.read"
+WEBHOOK_TEST = "webhook.test"
 
 # By method and path; empty: nothing that others could want to know.
 ACTIONS: Mapping[tuple[str, str], str] = {
@@ -28,6 +29,11 @@ ACTIONS: Mapping[tuple[str, str], str] = {
     ("GET", "/jobs/{id}/stream"): "",
     ("POST", "/jobs/{id}/retry"): SUBMIT,
     ("DELETE", "/jobs/{id}"): DELETE,  # a cancel, or the erasing of a job that has ended
+    ("POST", "/webhooks"): "webhook.create",
+    ("GET", "/webhooks"): "",
+    ("GET", "/webhooks/{webhook}"): "",
+    ("DELETE", "/webhooks/{webhook}"): "webhook.delete",
+    ("POST", "/webhooks/{webhook}/test"): WEBHOOK_TEST,
     ("POST", "/v1/chat/completions"): SUBMIT,
     ("GET", "/v1/chat/completions/{id}"): "",
     ("GET", "/v1/models"): "",
@@ -41,7 +47,7 @@ ACTIONS: Mapping[tuple[str, str], str] = {
     ("GET", "/openapi.json"): "",
 }
 OVER_NATS: Mapping[str, str] = {"submit": SUBMIT, "cancel": DELETE}
-OFTEN = frozenset({SUBMIT, DELETE, FLEET_READ})
+OFTEN = frozenset({SUBMIT, DELETE, FLEET_READ, WEBHOOK_TEST})
 DENIED = frozenset({Code.UNAUTHENTICATED, Code.FORBIDDEN, Code.RATE_LIMITED, Code.QUOTA_EXHAUSTED, Code.QUEUE_FULL})
 
 

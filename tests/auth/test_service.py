@@ -20,9 +20,9 @@ from libs.common.bus.provision import create_missing
 from libs.common.contracts.clients import AUDIENCE, DEFAULT_SCOPES, Client, Limits, decode_client
 from libs.common.contracts.codec import encode
 from libs.common.credentials import api_keys
+from libs.common.sealing import CannotOpen, Seal
 from services.auth.keyring import RECORD
 from services.auth.rotation import Ring, SigningKey, decode_ring
-from services.auth.sealing import CannotOpen, Seal
 from tests.auth.running import CLUSTER_SECRET, OPERATOR, OPERATOR_SECRET, Auth, running_auth
 from tests.support.nats_server import NatsServer, connected, nats_server
 from tests.support.waiting import eventually
@@ -329,13 +329,13 @@ async def test_only_the_active_key_of_several_signs_and_all_are_published(auth: 
     value, _ = await bucket.get(RECORD)
     assert value is not None
     (old,) = decode_ring(value).keys
-    seal = Seal(CLUSTER_SECRET.encode())
+    seal = Seal(CLUSTER_SECRET.encode(), "signing-keys")
 
     now = int(time.time())
 
     def another(state: Any) -> SigningKey:
         key = ECKey.generate_key("P-256", {"alg": "ES256", "use": "sig"}, auto_kid=True)
-        sealed = seal.close(msgspec.json.encode(key.as_dict(private=True)), kid=str(key.kid))
+        sealed = seal.close(msgspec.json.encode(key.as_dict(private=True)), of=str(key.kid))
         return SigningKey(
             kid=str(key.kid), state=state, public=dict(key.as_dict()), sealed=sealed, created_at="", since=now
         )
@@ -419,14 +419,14 @@ async def test_it_starts_before_the_buckets_exist_and_is_ready_once_they_do(tmp_
 
 
 def test_a_sealed_key_opens_under_its_own_id_and_secret_only() -> None:
-    sealed = Seal(b"a" * 32).close(b"private", kid="one")
-    assert Seal(b"a" * 32).open(sealed, kid="one") == b"private"
-    assert Seal(b"a" * 32).close(b"private", kid="one") != sealed
+    sealed = Seal(b"a" * 32, "signing-keys").close(b"private", of="one")
+    assert Seal(b"a" * 32, "signing-keys").open(sealed, of="one") == b"private"
+    assert Seal(b"a" * 32, "signing-keys").close(b"private", of="one") != sealed
     for secret, kid, text in ((b"b" * 32, "one", sealed), (b"a" * 32, "two", sealed), (b"a" * 32, "one", "A" + sealed)):
         with pytest.raises(CannotOpen):
-            Seal(secret).open(text, kid=kid)
+            Seal(secret, "signing-keys").open(text, of=kid)
     with pytest.raises(CannotOpen):
-        Seal(b"a" * 32).open("", kid="one")
+        Seal(b"a" * 32, "signing-keys").open("", of="one")
 
 
 async def test_an_unreadable_record_takes_its_client_out(auth: Auth, bus: Bus) -> None:

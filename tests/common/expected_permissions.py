@@ -54,6 +54,9 @@ SAY = {
     "$KV.attempts.~used.…": "auth gateway",
     "$KV.models.~model.…": "gateway",
     "$KV.limits.~account.…": "gateway",
+    "$KV.webhooks.~billing": "gateway",
+    "hooks.wait.~billing.~job_1": "gateway",
+    "hooks.send.~billing.~job_1.~7": "gateway",
     "_INBOX.~someone.~x.…": "gateway",
     "_INBOX.admin.~x.…": "",
     "_INBOX.auth.~x.…": "",
@@ -151,6 +154,10 @@ HEAR = {
     "$KV.revoked.>": "",
     "$KV.attempts.>": "",
     "$KV.limits.>": "",
+    "$KV.webhooks.>": "",
+    "hooks.>": "",
+    "hooks.*.>": "",
+    "hooks.wait.*.*": "",
     "$KV.models.>": "",
     "_INBOX.>": "",
     "_INBOX.*": "",
@@ -190,19 +197,22 @@ ASK = {
         "OUT": f"router {WORKERS}", "AUDIT": "auth gateway",
         "KV_nodes": f"gateway router {WORKERS}", "KV_leases": "router", "KV_clients": "auth gateway",
         "KV_signing": "auth", "KV_revoked": "auth gateway", "KV_models": "gateway router",
+        "HOOKS": "gateway", "KV_webhooks": "gateway",
     },
     "STREAM.MSG.GET": {
         "JOBS": f"gateway router {WORKERS}", "KV_attempts": "auth gateway", "KV_limits": "gateway",
         "OUT": "router", "AUDIT": "auth", "KV_nodes": WORKERS, "KV_leases": "router",
         "KV_clients": "auth", "KV_signing": "auth", "KV_revoked": "auth", "KV_models": "gateway router",
+        "KV_webhooks": "gateway",
     },
     "DIRECT.GET": {"JOBS": "gateway router", "OUT": "router", "AUDIT": "auth"},
     "STREAM.PURGE": {"JOBS": "router", "OUT": "router"},
     "CONSUMER.CREATE.+…": {
         "JOBS": "gateway router", "AUDIT": "auth", "KV_nodes": "gateway router", "KV_clients": "auth gateway",
         "KV_signing": "auth", "KV_revoked": "auth gateway", "KV_models": "gateway router", "KV_attempts": "auth gateway",
+        "HOOKS": "gateway",
     },
-    "CONSUMER.MSG.NEXT.+": {"JOBS": "gateway"},
+    "CONSUMER.MSG.NEXT.+": {"JOBS": "gateway", "HOOKS": "gateway"},
     **{
         verb: {}
         for verb in (
@@ -213,7 +223,9 @@ ASK = {
         )
     },
 }  # fmt: skip
-ASK["CONSUMER.DELETE.+"] = ASK["CONSUMER.CREATE.+…"]  # it takes its own away again
+FLOWS = {stream: names for stream, names in ASK["CONSUMER.CREATE.+…"].items() if stream != "HOOKS"}
+ASK["CONSUMER.DELETE.+"] = FLOWS  # it takes its own away again; those of HOOKS stay
+ACKS = {"HOOKS": "gateway"}
 
 
 NAMES = {"billing", "rival", "n1", "n2", "job_1", "boot", "*", ">", "consumer", "worker-n1", "worker-n2"}
@@ -286,12 +298,12 @@ def _near(line: str) -> Iterator[str]:
 
 def _asked() -> Iterator[tuple[str, str]]:
     """Lines as in SAY."""
-    flows = ASK["CONSUMER.CREATE.+…"]
     for stream in [*(stream.name for stream in STREAMS), "OTHER"]:
         for verb, streams in ASK.items():
             api, plus, rest = verb.partition(".+")
             consumer = f".~consumer{'.…' if rest else ''}" if plus else ""
             yield f"$JS.API.{api}.{stream}{consumer}", streams.get(stream, "")
-        yield f"$JS.FC.{stream}.~consumer.…", flows.get(stream, "")
-        yield f"$JS.FC.~domain.~account.{stream}.~consumer.…", flows.get(stream, "")
-        yield f"$JS.ACK.{stream}.~consumer.…", ""
+        yield f"$JS.FC.{stream}.~consumer.…", FLOWS.get(stream, "")
+        yield f"$JS.FC.~domain.~account.{stream}.~consumer.…", FLOWS.get(stream, "")
+        yield f"$JS.ACK.{stream}.~consumer.…", ACKS.get(stream, "")
+        yield f"$JS.ACK.~domain.~account.{stream}.~consumer.…", ACKS.get(stream, "")

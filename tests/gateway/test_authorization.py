@@ -18,7 +18,13 @@ from tests.support.waiting import eventually
 NOTHING: Any = None  # handlers are not called for what these tests ask of it
 SPECS = all_routes(NOTHING, NOTHING, NOTHING, NOTHING, NOTHING, NOTHING)
 WITH_JOB = [spec for spec in SPECS if "{id}" in spec.path]
-PLACEHOLDERS = {"{name:path}": "x", "{model:path}": "x", "{node}": "x", "{id}": "job_" + "a" * 26}
+PLACEHOLDERS = {
+    "{name:path}": "x",
+    "{model:path}": "x",
+    "{node}": "x",
+    "{webhook}": "wh_" + "a" * 26,
+    "{id}": "job_" + "a" * 26,
+}
 UNKNOWN = "job_" + "z" * 26
 
 
@@ -105,6 +111,27 @@ async def test_somebody_elses_job_is_an_unknown_one(
             assert seen[UNKNOWN][0] == 404
         assert "mine" not in json.dumps(seen)
     assert [(await alice.get(f"/jobs/{job}")).json()["state"] for job in (made, ended)] == before
+
+
+async def test_somebody_elses_webhook_is_an_unknown_one(alice: httpx.AsyncClient, bob: httpx.AsyncClient) -> None:
+    made = (await alice.post("/webhooks", json={"url": "https://hooks.example.org/alice-only"})).json()["id"]
+    unknown = "wh_" + "0" * 26
+    before = (await alice.get("/webhooks")).text
+    for spec in (spec for spec in SPECS if "{webhook}" in spec.path):
+        assert spec.reach is Reach.OWN_WEBHOOKS
+        seen = {}
+        for webhook in (unknown, made):
+            answer = await bob.request(spec.method, path_of(spec, webhook=webhook), content=b"")
+            shown = {name: value for name, value in answer.headers.items() if name not in HEADERS_THAT_DIFFER}
+            seen[webhook] = (answer.status_code, answer.text, shown)
+        assert seen[made] == seen[unknown], named(spec)
+        assert seen[made][0] == 404
+    body = {"model": MODEL, "prompt": "hi"}
+    said = [await bob.post("/jobs", json=body | {"webhook": webhook}) for webhook in (unknown, made)]
+    assert {answer.status_code for answer in said} == {400}
+    assert said[0].text == said[1].text
+    assert (await bob.get("/webhooks")).json() == {"webhooks": []}
+    assert (await alice.get("/webhooks")).text == before
 
 
 async def test_an_owner_cannot_be_named(alice: httpx.AsyncClient, bob: httpx.AsyncClient) -> None:

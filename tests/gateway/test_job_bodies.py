@@ -214,9 +214,10 @@ def test_what_is_wrong_is_refused_with_its_path(body: dict[str, Any], path: str 
     assert fault.path == path
 
 
-def test_a_webhook_is_refused_as_what_is_not_there_yet() -> None:
-    fault = refusal(GENERATE | {"webhook": "https://example.org"})
-    assert (fault.code, fault.path) == (Code.UNSUPPORTED_PARAMETER, "webhook")
+@pytest.mark.parametrize("webhook", ["https://example.org", "", "wh_1", "wh_" + "g" * 26, "wh_" + "0" * 26 + "\n", 7])
+def test_a_webhook_is_one_that_was_registered_never_a_url(webhook: object) -> None:
+    fault = refusal(GENERATE | {"webhook": webhook})
+    assert (fault.code, fault.path) == (Code.INVALID_REQUEST, "webhook")
 
 
 @pytest.mark.parametrize(

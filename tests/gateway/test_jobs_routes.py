@@ -687,6 +687,8 @@ ROUTES = [
     ("PUT", "/nodes/n/policy", Scope.ADMIN_CLUSTER), ("POST", "/nodes/n/models", Scope.ADMIN_CLUSTER),
     ("GET", "/models", Scope.ADMIN_CLUSTER), ("PUT", "/models/a/b/policy", Scope.ADMIN_CLUSTER),
     ("DELETE", "/models/a/b/policy", Scope.ADMIN_CLUSTER),
+    ("POST", "/webhooks", Scope.JOBS_WRITE), ("GET", "/webhooks", Scope.JOBS_READ), ("GET", "/webhooks/w", Scope.JOBS_READ),
+    ("DELETE", "/webhooks/w", Scope.JOBS_WRITE), ("POST", "/webhooks/w/test", Scope.JOBS_WRITE),
 ]  # fmt: skip
 FOR_ANY_CREDENTIAL = {("GET", "/openapi.json")}
 PATTERNS = {
@@ -694,6 +696,7 @@ PATTERNS = {
     "/v1/models/m": "/v1/models/{model:path}",
     "/models/a/b": "/models/{name:path}",
     "/n/": "/{node}/",
+    "/webhooks/w": "/webhooks/{webhook}",
 }
 
 

@@ -58,6 +58,7 @@ class Submission(Contract, frozen=True, kw_only=True):
     detached: bool = False  # nobody has to watch: never cancelled for want of a reader
     metadata: dict[str, str] | None = None
     include_usage: bool = False  # OpenAI's stream_options: a stream of chunks ends with one of usage, resumed or not
+    webhook: str = ""  # of its client: hears of the end
     retry_of: str | None = None  # the job whose request this is once more
     parts: Parts | None = None
 

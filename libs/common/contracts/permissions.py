@@ -14,6 +14,7 @@ from libs.common.contracts.streams import (
     ATTEMPTS,
     AUDIT,
     CLIENTS,
+    HOOKS,
     JOBS,
     LEASES,
     LIMITS,
@@ -22,6 +23,7 @@ from libs.common.contracts.streams import (
     OUT,
     REVOKED,
     SIGNING,
+    WEBHOOKS,
 )
 from libs.common.contracts.subjects import BadToken, token
 
@@ -53,10 +55,11 @@ class Access(StrEnum):
     READ = "read"  # single messages, from the leader
     DIRECT = "direct"  # from any replica, several at once
     PURGE = "purge"
+    WORK = "work"  # durable pull consumers, and acks of what they give
 
 
 ADMIN, AUTH, GATEWAY, ROUTER, WORKER, CLIENT = Kind
-INFO, FOLLOW, PULL, READ, DIRECT, PURGE = Access
+INFO, FOLLOW, PULL, READ, DIRECT, PURGE, WORK = Access
 
 
 class Row(NamedTuple):
@@ -91,6 +94,8 @@ SUBJECTS: tuple[Row, ...] = (
     Row("ctl.router.quote", publish=(GATEWAY,), hear=(ROUTER,), answered=True),
     Row("ctl.router.erase", publish=(GATEWAY,), hear=(ROUTER,), answered=True),
     Row("api.{client}.*", publish=(CLIENT,), hear=(GATEWAY,), answered=True),
+    Row("hooks.wait.*.*", publish=(GATEWAY,), answered=True),
+    Row("hooks.send.*.*.*", publish=(GATEWAY,), answered=True),
     Row("audit.auth.*", publish=(AUTH,), answered=True),
     Row("audit.gateway.*", publish=(GATEWAY,), answered=True),
     Row("$JS.API.DIRECT.GET.AUDIT.audit.auth.*", publish=(AUTH,), answered=True),  # a writer's own newest record
@@ -103,6 +108,7 @@ SUBJECTS: tuple[Row, ...] = (
     Row("$KV.attempts.>", publish=(AUTH, GATEWAY), answered=True),
     Row("$KV.models.>", publish=(GATEWAY,), answered=True),
     Row("$KV.limits.>", publish=(GATEWAY,), answered=True),
+    Row("$KV.webhooks.*", publish=(GATEWAY,), answered=True),
 )
 
 # Every declared stream has a row (a test looks); a service compares at its start those about which it may ask.
@@ -120,6 +126,7 @@ STREAM_ACCESS: dict[str, dict[Kind, frozenset[Access]]] = {
         AUTH: frozenset({INFO, FOLLOW, READ, DIRECT}),
         GATEWAY: frozenset({INFO}),
     },
+    HOOKS: {GATEWAY: frozenset({INFO, WORK})},
     f"KV_{NODES}": {
         GATEWAY: frozenset({INFO, FOLLOW}),
         ROUTER: frozenset({INFO, FOLLOW}),
@@ -131,6 +138,7 @@ STREAM_ACCESS: dict[str, dict[Kind, frozenset[Access]]] = {
     f"KV_{REVOKED}": {AUTH: frozenset({INFO, FOLLOW, READ}), GATEWAY: frozenset({INFO, FOLLOW})},
     f"KV_{ATTEMPTS}": {AUTH: frozenset({INFO, FOLLOW, READ}), GATEWAY: frozenset({INFO, FOLLOW, READ})},
     f"KV_{LIMITS}": {GATEWAY: frozenset({INFO, READ})},
+    f"KV_{WEBHOOKS}": {GATEWAY: frozenset({INFO, READ})},
     f"KV_{MODELS}": {
         GATEWAY: frozenset({INFO, FOLLOW, READ}),
         ROUTER: frozenset({INFO, FOLLOW, READ}),
@@ -150,6 +158,12 @@ _API: dict[Access, tuple[str, ...]] = {
     READ: ("$JS.API.STREAM.MSG.GET.{s}",),
     DIRECT: ("$JS.API.DIRECT.GET.{s}",),
     PURGE: ("$JS.API.STREAM.PURGE.{s}",),
+    WORK: (
+        "$JS.API.CONSUMER.CREATE.{s}.>",
+        "$JS.API.CONSUMER.MSG.NEXT.{s}.*",
+        "$JS.ACK.{s}.>",
+        "$JS.ACK.*.*.{s}.>",
+    ),
 }
 _FIRST_QUESTION = "$JS.API.INFO"  # asked by every service when it connects (bus.connection)
 WHO_AM_I = "$SYS.REQ.USER.INFO"  # one's own permissions, in any account

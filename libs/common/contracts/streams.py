@@ -14,6 +14,7 @@ MIB = 1024**2
 JOBS = "JOBS"
 OUT = "OUT"
 AUDIT = "AUDIT"
+HOOKS = "HOOKS"
 
 
 class Stream(Contract, frozen=True, kw_only=True):
@@ -28,6 +29,7 @@ class Stream(Contract, frozen=True, kw_only=True):
     max_bytes: int | None = None
     replicated: bool = True
     rollup: bool = False
+    work_queue: bool = False  # a message is gone once it is acked
     append_only: bool = False  # nobody may delete a message or purge, not even a user that may do everything
 
     def config(self, *, replicas: int, max_bytes: int) -> dict[str, Any]:
@@ -36,7 +38,7 @@ class Stream(Contract, frozen=True, kw_only=True):
             "name": self.name,
             "description": self.purpose,
             "subjects": list(self.subjects),
-            "retention": "limits",
+            "retention": "workqueue" if self.work_queue else "limits",
             "storage": "file",
             "discard": self.discard,
             "num_replicas": replicas if self.replicated else 1,
@@ -60,6 +62,7 @@ def bucket(name: str, purpose: str, *, max_bytes: int = 64 * MIB) -> Stream:
 
 NODES, LEASES, CLIENTS, SIGNING, REVOKED, MODELS = "nodes", "leases", "clients", "signing", "revoked", "models"
 LIMITS = "limits"
+WEBHOOKS = "webhooks"
 ATTEMPTS = "attempts"
 
 STREAMS: tuple[Stream, ...] = (
@@ -87,6 +90,13 @@ STREAMS: tuple[Stream, ...] = (
         max_bytes=2 * GIB,
         append_only=True,
     ),
+    Stream(
+        name=HOOKS,
+        subjects=("hooks.wait.*.*", "hooks.send.*.*.*"),
+        purpose="Arriero: jobs whose end a webhook is to hear of, and events on their way",
+        max_bytes=1 * GIB,
+        work_queue=True,
+    ),
     bucket(NODES, "Arriero: heartbeats of the nodes"),
     bucket(LEASES, "Arriero: leases, such as the active router's"),
     bucket(CLIENTS, "Arriero: clients and API keys, secrets as keyed HMAC", max_bytes=256 * MIB),
@@ -94,6 +104,7 @@ STREAMS: tuple[Stream, ...] = (
     bucket(REVOKED, "Arriero: revoked tokens", max_bytes=256 * MIB),
     bucket(ATTEMPTS, "Arriero: used client assertions, and who failed to authenticate how often; all gone in minutes"),
     bucket(MODELS, "Arriero: aliases, pins and policies of models"),
+    bucket(WEBHOOKS, "Arriero: webhooks of clients, secrets encrypted"),
     bucket(LIMITS, "Arriero: what clients and keys with limits have used", max_bytes=256 * MIB),
 )
 

@@ -13,6 +13,8 @@
 | `ctl.router.free|place|erase|quote`        | core         | worker, gateway → router      |
 | `api.<client>.submit|get|read|cancel|list` | core request | internal service → gateways   |
 | `audit.<service>.<writer>`                 | stream AUDIT | auth, gateway                 |
+| `hooks.wait.<client>.<job>`                | stream HOOKS | gateway → gateways            |
+| `hooks.send.<client>.<job>.<submitted>`    | stream HOOKS | gateway → gateways            |
 | `$KV.<bucket>.<key>`                       | buckets      | see `streams`                 |
 """
 
@@ -147,6 +149,39 @@ def api(client: str, verb: ApiVerb) -> str:
 
 def audit(service: str, writer: str) -> str:
     return f"audit.{token(service)}.{token(writer)}"
+
+
+HOOKS_WAITING = "hooks.wait.*.*"
+HOOKS_SENDING = "hooks.send.*.*.*"
+
+
+def hook_wait(key: JobKey) -> str:
+    return f"hooks.wait.{token(key.client)}.{token(key.job)}"
+
+
+def hook_send(key: JobKey, submitted: int) -> str:
+    """`submitted`: the sequence of the job's `new`; a keyed id may live again."""
+    return f"hooks.send.{token(key.client)}.{token(key.job)}.{submitted}"
+
+
+def parse_hook(subject: str) -> JobKey:
+    """Raises ValueError on anything else."""
+    match subject.split("."):
+        case ["hooks", "wait", client, job] | ["hooks", "send", client, job, _]:
+            return JobKey(client, job)
+    raise ValueError(f"not a subject of webhooks: {subject}")
+
+
+def hints_of_client(client: str) -> str:
+    return f"evt.{token(client)}.*"
+
+
+def parse_hint(subject: str) -> JobKey:
+    """Raises ValueError on anything else."""
+    match subject.split("."):
+        case ["evt", client, job]:
+            return JobKey(client, job)
+    raise ValueError(f"not a hint: {subject}")
 
 
 def parse_api(subject: str) -> tuple[str, str]:
