@@ -65,7 +65,7 @@ class JobBody(msgspec.Struct, forbid_unknown_fields=True):
     metadata: (
         Annotated[dict[Short, Annotated[str, msgspec.Meta(max_length=512)]], msgspec.Meta(max_length=16)] | None
     ) = None
-    webhook: Annotated[str, msgspec.Meta(pattern=r"\Awh_[0-9a-f]{26}\Z")] | None = None
+    webhook: Annotated[str, msgspec.Meta(pattern="^wh_[0-9a-f]{26}$", max_length=29)] | None = None
     # Programs made for Ollama send it. How long a model stays in memory is the router's business: taken, and not honoured.
     keep_alive: str | int | float | None = None
 

@@ -27,11 +27,13 @@ class Authority:
         self.file = folder / f"{name}.pem"
         self.file.write_bytes(certificate.public_bytes(PEM))
 
-    def signed(self, name: str, *, address: str = "127.0.0.1") -> tuple[Path, Path]:
-        """Certificate and key, good for a server at that address and for a client."""
+    def signed(self, name: str, *, address: str = "127.0.0.1", host: str = "") -> tuple[Path, Path]:
+        """Certificate and key, good for a server at that address, or of that name, and for a client."""
         key = ec.generate_private_key(ec.SECP256R1())
         both = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
-        place = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(address))])
+        place = x509.SubjectAlternativeName(
+            [x509.DNSName(host) if host else x509.IPAddress(ipaddress.ip_address(address))]
+        )
         subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
         certificate = (
             _begun(subject, self._name, key)

@@ -80,17 +80,22 @@ class Puller:
                     self._there = False
                     await asyncio.sleep(RETRY_S[min(failures, len(RETRY_S) - 1)])
                     failures += 1
-        finally:
-            for task in self._running:
-                task.cancel()
+        except asyncio.CancelledError:
+            self._cut()
+            raise
 
     async def stop(self, within: float) -> None:
-        """Takes nothing new; what is being worked on may end."""
+        """Takes nothing new; what is being worked on may end within so many seconds."""
         self._stopped.set()
         self._again.set()
         self._freed.set()
         if self._running:
             await asyncio.wait(list(self._running), timeout=within)
+        self._cut()
+
+    def _cut(self) -> None:
+        for task in self._running:
+            task.cancel()
 
     async def done(self, reply: str) -> None:
         """Never again. Lost acks mean once more."""

@@ -1,5 +1,6 @@
 """Events on their way: each attempt is a message of HOOKS in somebody's hands; what fails is given back for later."""
 
+import contextlib
 import random
 import time
 from urllib.parse import urlsplit
@@ -81,7 +82,8 @@ class Delivering:
             return
         if outcome.delivered:
             await self.puller.done(work.reply)
-            await self._registry.succeeded(client, webhook)
+            with contextlib.suppress(Failed):  # the next success says it again
+                await self._registry.succeeded(client, webhook)
             return
         if not outcome.gone:
             delay = next_attempt(max(0.0, time.time() - work.at_ms / 1000), random.random(), outcome.retry_after)
@@ -92,7 +94,8 @@ class Delivering:
                 await self.puller.later(work.reply, delay)
         else:
             await self._drop(work, job, outcome.reason)
-        await self._registry.has_failed(client, webhook, outcome.reason, gone=outcome.gone)
+        with contextlib.suppress(Failed):  # the next failure says it again
+            await self._registry.has_failed(client, webhook, outcome.reason, gone=outcome.gone)
 
     async def _send(self, client: str, webhook: Webhook, message: str, body: bytes) -> Outcome:
         began = time.monotonic()

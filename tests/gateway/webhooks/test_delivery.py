@@ -1,5 +1,6 @@
 """From a job's end to its receiver, over a real nats-server: nothing is lost, each attempt says the same, signed."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from typing import Any
@@ -15,6 +16,7 @@ from libs.common.contracts.codec import encode
 from libs.common.contracts.webhooks import decode_client_webhooks
 from libs.common.states import JobState
 from services.gateway.webhooks import schedule, waiting
+from services.gateway.webhooks.registry import MAX_WEBHOOKS
 from tests.gateway.conftest import Keys, adopt
 from tests.gateway.running import MODEL, Gateway, RouterStub, add_node, running_gateway
 from tests.gateway.scripted import Script, events
@@ -56,6 +58,11 @@ async def succeed(bus: Bus, job: str, *texts: str, hint: bool = True, client: st
     await script.bind()
     script.log += events(*texts)
     await script.finish(hint=hint)
+
+
+async def alice_is_told(alice: httpx.AsyncClient) -> bool:
+    """That her gateway shuts down."""
+    return (await alice.get("/jobs")).headers.get("connection") == "close"
 
 
 async def hooks(bus: Bus) -> int:
@@ -190,6 +197,24 @@ async def test_without_a_hint_somebody_looks_in_time(
     await eventually(lambda: emptied(bus))
 
 
+async def test_a_hint_is_not_waited_past(
+    alice: httpx.AsyncClient, bus: Bus, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next look of its own would come in a thousand seconds."""
+    monkeypatch.setattr(schedule, "SOONEST_S", 1000.0)
+    monkeypatch.setattr(schedule, "LATEST_S", 1000.0)
+    webhook = await register(alice, receiver.url)
+    job = await submit(alice, webhook)
+
+    async def looked_at() -> bool:
+        return bool((await bus.api("CONSUMER.INFO.HOOKS.waiting"))["num_ack_pending"])
+
+    await eventually(looked_at)
+    await succeed(bus, job, "x")
+    await eventually(lambda: receiver.got)
+    await eventually(lambda: emptied(bus))
+
+
 async def test_a_job_that_never_came_to_be_leaves_nothing(
     alice: httpx.AsyncClient, bus: Bus, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -285,3 +310,75 @@ async def test_no_secret_and_no_url_in_logs_and_records(
     assert value is not None
     assert webhook["secret"].encode()[6:] not in value
     assert len(decode_client_webhooks(value).webhooks) == 1
+
+
+async def test_a_gateway_that_shuts_down_ends_what_it_delivers(
+    nats: NatsServer, bus: Bus, keys: Keys, router: RouterStub, receiver: Receiver
+) -> None:
+    await add_node(bus, MODEL)
+    async with running_gateway(nats, **OWN) as gateway, gateway.client(keys.alice) as alice:
+        receiver.go.clear()
+        webhook = await register(alice, receiver.url)
+        job = await submit(alice, webhook)
+        await succeed(bus, job, "x")
+        await eventually(lambda: receiver.got)
+        assert gateway.running.drain is not None
+        draining = asyncio.create_task(gateway.running.drain())
+        await eventually(lambda: alice_is_told(alice))
+        receiver.go.set()
+        await draining
+        await eventually(lambda: emptied(bus))
+    assert len(receiver.got) == 1
+
+
+async def test_ten_at_once_for_a_client(alice: httpx.AsyncClient, bus: Bus, receiver: Receiver) -> None:
+    receiver.go.clear()
+    webhook = await register(alice, receiver.url)
+    for _ in range(14):
+        await succeed(bus, await submit(alice, webhook), "x")
+
+    async def put_off() -> bool:
+        """Those beyond ten have been given back."""
+        info = await bus.api("CONSUMER.INFO.HOOKS.sending")
+        return bool(info["num_ack_pending"] == 14 and info["num_redelivered"] >= 1)
+
+    await eventually(put_off)
+    assert len(receiver.got) == 10
+    receiver.go.set()
+    await eventually(lambda: emptied(bus))
+    assert len({got.headers["webhook-id"] for got in receiver.got}) == len(receiver.got) == 14
+
+
+async def test_a_client_has_so_many_and_no_more(alice: httpx.AsyncClient, receiver: Receiver) -> None:
+    """Exactly, also when several ask at once."""
+    asked = [alice.post("/webhooks", json={"url": receiver.url}) for _ in range(MAX_WEBHOOKS + 2)]
+    statuses = [answer.status_code for answer in await asyncio.gather(*asked[: MAX_WEBHOOKS // 2])]
+    statuses += [answer.status_code for answer in await asyncio.gather(*asked[MAX_WEBHOOKS // 2 :])]
+    made = (await alice.get("/webhooks")).json()["webhooks"]
+    assert len(made) == statuses.count(201) <= MAX_WEBHOOKS
+    assert set(statuses) <= {201, 409, 503}
+    while len(made) < MAX_WEBHOOKS:  # those that met too many others at once
+        await register(alice, receiver.url)
+        made = (await alice.get("/webhooks")).json()["webhooks"]
+    refused = await alice.post("/webhooks", json={"url": receiver.url})
+    assert (refused.status_code, refused.json()["code"]) == (409, "wrong_state")
+    assert (await alice.delete(f"/webhooks/{made[0]['id']}")).json() == {"id": made[0]["id"], "deleted": True}
+    await register(alice, receiver.url)
+
+
+@pytest.mark.parametrize(
+    ("body", "path"),
+    [
+        ({}, "url"), ({"url": ""}, "url"), ({"url": 7}, "url"), ({"url": "http://example.org/"}, "url"),
+        ({"url": "https://10.0.0.1/"}, "url"), ({"url": "https://example.org", "events": []}, "events"),
+        ({"url": "https://example.org", "events": ["job.queued"]}, "events[0]"),
+        ({"url": "https://example.org", "secret": "whsec_x"}, "secret"),
+        ({"url": "https://example.org", "include_result": "yes"}, "include_result"),
+    ],
+)  # fmt: skip
+async def test_what_is_wrong_is_named(nats: NatsServer, alice: httpx.AsyncClient, body: Any, path: str) -> None:
+    answer = await alice.post("/webhooks", json=body)
+    if "http://example" in str(body):  # a named network makes http:// possible; where it leads is looked up later
+        assert answer.status_code == 201
+        return
+    assert (answer.status_code, answer.json()["code"], answer.json()["path"]) == (400, "invalid_request", path)

@@ -3,7 +3,9 @@
 import asyncio
 import ipaddress
 import socket
+import ssl
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 from standardwebhooks.webhooks import Webhook as Verifier
@@ -11,6 +13,7 @@ from standardwebhooks.webhooks import Webhook as Verifier
 from services.gateway.webhooks import signing
 from services.gateway.webhooks.sender import FORBIDDEN, MAX_ANSWER, Sender, _seconds
 from tests.gateway.webhooks.receiver import Receiver, receiving
+from tests.support.certificates import Authority
 
 LOOPBACK = (ipaddress.ip_network("127.0.0.1/32"),)
 SECRET = signing.new_secret()
@@ -88,6 +91,41 @@ async def test_plain_http_only_into_named_networks(receiver: Receiver) -> None:
     outcome = await Sender().send(f"http://hooks.example.org:{port_of(receiver)}/", SECRET, "msg_1", b"{}")
     assert outcome.status == 0
     assert "https://" in outcome.reason
+
+
+@pytest.mark.parametrize(
+    ("certified", "delivered"), [("hooks.example.org", True), ("other.example.org", False), ("", False)]
+)
+async def test_the_certificate_must_be_the_names_not_the_addresses(
+    tmp_path: Path, certified: str, delivered: bool
+) -> None:
+    authority = Authority(tmp_path)
+    serving = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    serving.load_cert_chain(*authority.signed("receiver", host=certified))
+    asked: list[str | None] = []
+    serving.sni_callback = lambda connection, name, context: asked.append(name)
+    got: list[bytes] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        got.append(await reader.readuntil(b"{}"))
+        writer.write(b"HTTP/1.1 204 No Content\r\n\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0, ssl=serving)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        url = f"https://hooks.example.org:{port}/x"
+        trusting = Sender(
+            LOOPBACK, lookup=Names(["127.0.0.1"]), ssl_context=ssl.create_default_context(cafile=authority.file)
+        )
+        outcome = await trusting.send(url, SECRET, "msg_1", b"{}")
+        assert outcome.delivered is delivered
+        assert asked == ["hooks.example.org"]
+        if not delivered:
+            assert outcome.reason == "its TLS certificate or handshake failed"
+        stranger = await Sender(LOOPBACK, lookup=Names(["127.0.0.1"])).send(url, SECRET, "msg_1", b"{}")
+        assert (stranger.status, stranger.reason) == (0, "its TLS certificate or handshake failed")
+    assert len(got) == delivered
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
