@@ -13,12 +13,13 @@ from libs.common.bus.buckets import Bucket
 from libs.common.bus.connection import Bus
 from libs.common.contracts.clients import Client
 from libs.common.contracts.codec import encode
+from libs.common.contracts.subjects import JobKey
 from libs.common.contracts.webhooks import decode_client_webhooks
 from libs.common.states import JobState
 from services.gateway.webhooks import schedule, waiting
-from services.gateway.webhooks.registry import MAX_WEBHOOKS
+from services.gateway.webhooks.registry import MAX_WEBHOOKS, WebhookRegistry
 from tests.gateway.conftest import Keys, adopt
-from tests.gateway.running import MODEL, Gateway, RouterStub, add_node, running_gateway
+from tests.gateway.running import MODEL, SECRET, Gateway, RouterStub, add_node, running_gateway
 from tests.gateway.scripted import Script, events
 from tests.gateway.webhooks.receiver import Receiver, receiving
 from tests.support.nats_server import NatsServer
@@ -382,3 +383,18 @@ async def test_what_is_wrong_is_named(nats: NatsServer, alice: httpx.AsyncClient
         assert answer.status_code == 201
         return
     assert (answer.status_code, answer.json()["code"], answer.json()["path"]) == (400, "invalid_request", path)
+
+
+async def test_who_comes_late_to_a_jobs_end_stores_no_second_event(
+    alice: httpx.AsyncClient, bus: Bus, receiver: Receiver
+) -> None:
+    """Another gateway heard the same hint, and looks when the event has been delivered and is gone."""
+    webhook = await register(alice, receiver.url)
+    job = await submit(alice, webhook)
+    await succeed(bus, job, "x")
+    await eventually(lambda: receiver.got)
+    await eventually(lambda: emptied(bus))
+    last = (await bus.api("STREAM.INFO.HOOKS"))["state"]["last_seq"]
+    other = waiting.Waiting(bus, WebhookRegistry(bus, SECRET.encode()))
+    assert await other._settle(JobKey("alice", job))
+    assert (await bus.api("STREAM.INFO.HOOKS"))["state"]["last_seq"] == last
