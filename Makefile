@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help up test e2e check faults fmt lock clean
+.PHONY: help up test e2e check faults schemathesis fmt lock clean
 help: ## show these targets
 	@grep -hE '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9]+):.*## /\1\t/' | expand -t 10
 
@@ -37,6 +37,9 @@ check: $(VENV)/.dev ## lint, format, types, import rules
 
 faults: $(VENV)/.dev ## kill and freeze everything under load, check what clients saw, write docs/reliability.md (ARGS="--help")
 	@$(BIN)/python -m tests.faults $(ARGS)
+
+schemathesis: $(VENV)/.dev ## call every operation of the OpenAPI documents with what fits and what does not (ARGS="--help")
+	@$(BIN)/python -m tests.openapi $(ARGS)
 
 fmt: $(VENV)/.dev ## format and fix what can be fixed
 	@$(BIN)/ruff format .

@@ -7,7 +7,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import Match, Route
 
 from libs.common.bus.failures import BusError, Unconfirmed
 from libs.common.contracts.faults import Code, Failed, Fault
@@ -41,6 +41,7 @@ def build(routes: Sequence[Route]) -> Starlette:
         assert isinstance(error, HTTPException)
         if error.status_code == 405:
             fault = Fault(code=Code.METHOD_NOT_ALLOWED, message=f"{request.method} is not what this address takes.")
+            return problem(fault, {"Allow": ", ".join(_methods_at(request, routes))})
         else:
             fault = Fault(code=Code.NOT_FOUND, message=f"The token endpoint is POST {TOKEN_PATH}.")
         return problem(fault, dict(error.headers or {}))
@@ -58,6 +59,12 @@ def build(routes: Sequence[Route]) -> Starlette:
             Exception: on_anything,
         },
     )
+
+
+def _methods_at(request: Request, routes: Sequence[Route]) -> list[str]:
+    """Of all routes of this address (RFC 9110 §15.5.6); Starlette names those of the first."""
+    found = (route.methods or () for route in routes if route.matches(request.scope)[0] is not Match.NONE)
+    return sorted({method for methods in found for method in methods})
 
 
 def _refused(fault: Fault) -> Response:

@@ -64,7 +64,7 @@ GET_CLIENT = Operation(
 UPDATE_CLIENT = Operation(
     "Change a client (JSON merge patch, RFC 7396)",
     (Answer("as it is now", (shapes.ClientShown,)),),
-    Body(Settable, example={"policy": {"limits": {"queued": 100}}}),
+    Body(Settable, example={"policy": {"limits": {"queued": 100}}}, merges=True),
     (_CLIENT,),
     (*_READS_BODY, *_CHANGES, Code.ALREADY_EXISTS),
     about="What is named is set, null sets the default, the rest stays.",
@@ -132,11 +132,11 @@ ROTATE_SIGNING = Operation(
 
 _Sequence = Annotated[int, Meta(ge=0, le=trail.MAX_SEQUENCE)]
 _Time = Annotated[str, Meta(extra_json_schema={"format": "date-time"})]
-_Text = Annotated[str, Meta(max_length=200)]
+_Text = Annotated[str, Meta(max_length=trail.MAX_TEXT)]
 
 AUDIT = Operation(
     "Read the audit trail",
-    (Answer("lines of JSON; the last one holds `end`", content_type=LINES),),
+    (Answer("lines of JSON; the last one holds `end`", (dict[str, Any],), content_type=LINES),),
     parameters=(
         Parameter("after", _Sequence, "only what stands behind this sequence: the `upto` of the page before"),
         Parameter("limit", Annotated[int, Meta(ge=0, le=trail.MAX_LIMIT)], "records looked at for this page"),

@@ -8,8 +8,9 @@ from msgspec import Meta, Struct
 
 from libs.common.contracts.clients import DEFAULT_SCOPES, ApiKey, Client, Limits, ModelRule, Policy, Scope
 from libs.common.contracts.faults import Code, Failed, failed
+from libs.common.contracts.subjects import TOKEN
 from services.auth import public_keys
-from services.auth.names import BadName, client_name
+from services.auth.names import MAX_LENGTH, BadName, client_name
 
 T = TypeVar("T")
 
@@ -68,7 +69,9 @@ class Settable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class CreateClient(Settable, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    name: str
+    name: Annotated[
+        str, Meta(extra_json_schema={"pattern": f"^{TOKEN.pattern}$", "maxLength": MAX_LENGTH})
+    ]  # `client_name`
 
 
 class CreateKey(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

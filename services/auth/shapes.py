@@ -143,11 +143,14 @@ class Metadata(Struct):
 
 
 class ProofForm(Struct, kw_only=True):
-    """How a client proves itself in the form, if not by HTTP Basic (RFC 6749 §2.3, RFC 7523 §2.2)."""
+    """How a client proves itself in the form, if not by HTTP Basic (RFC 6749 §2.3, RFC 7523 §2.2).
+
+    Empty is as if it were left out.
+    """
 
     client_id: str | UnsetType = UNSET
     client_secret: str | UnsetType = UNSET
-    client_assertion_type: Annotated[str, Meta(pattern=f"^{assertions.TYPE}$")] | UnsetType = UNSET
+    client_assertion_type: Annotated[str, Meta(pattern=f"^({assertions.TYPE})?$")] | UnsetType = UNSET
     client_assertion: str | UnsetType = UNSET
 
 

@@ -28,6 +28,7 @@ from services.auth.keyring import Keyring
 
 LIMIT, MAX_LIMIT = 1_000, 5_000
 MAX_TAIL = 1_000
+MAX_TEXT = 200
 MAX_SEQUENCE = 1 << 62
 BATCH = 250
 LOOK_BACK = 100_000  # sequences that `tail` searches
@@ -68,8 +69,8 @@ def read_query(query: QueryParams) -> Asked:
         limit=max(1, _number(query, "limit", LIMIT, MAX_LIMIT)),
         since_ms=_time(query, "since"),
         until_ms=_time(query, "until"),
-        action=query.get("action", "")[:200],
-        actor=query.get("actor", "")[:200],
+        action=_text(query, "action"),
+        actor=_text(query, "actor"),
         tail=None if tail is None else _number(query, "tail", 0, MAX_TAIL),
     )
 
@@ -179,6 +180,13 @@ def _number(query: QueryParams, name: str, default: int, most: int) -> int:
     if not (text.isascii() and text.isdigit() and len(text) < 20 and int(text) <= most):
         raise _invalid(name, f"a number up to {most}")
     return int(text)
+
+
+def _text(query: QueryParams, name: str) -> str:
+    text = query.get(name, "")
+    if len(text) > MAX_TEXT:
+        raise _invalid(name, f"a text of at most {MAX_TEXT} characters")
+    return text
 
 
 def _time(query: QueryParams, name: str) -> int | None:

@@ -21,8 +21,9 @@ from services.gateway.webhooks.bodies import NewWebhook
 _Token = Annotated[str, Meta(pattern=f"^{TOKEN.pattern}$")]
 _Flag = Literal["1", "true", "0", "false"]
 _Seconds = Annotated[float, Meta(ge=0)]
-_Place = Annotated[str, Meta(pattern=f"^{POSITION.pattern}$")]
-_ChunkPlace = Annotated[str, Meta(pattern=f"^{POSITION.pattern}(-[0-9])?$")]
+# Empty is as if it were left out, as with EventSource.
+_Place = Annotated[str, Meta(pattern=f"^({POSITION.pattern})?$")]
+_ChunkPlace = Annotated[str, Meta(pattern=f"^({POSITION.pattern}(-[0-9])?)?$")]
 
 _KEY = Parameter(
     IDEMPOTENCY_KEY, Annotated[str, Meta(min_length=1, max_length=MAX_KEY)],
@@ -120,7 +121,7 @@ STREAM_JOB = Operation(
     (
         Answer(
             "server-sent events: `queued`, `bound`, `loading`, `token`, `reset`, then `succeeded`, `failed`, `cancelled` or "
-            "`expired`", content_type=SSE, headers=(_JOB,),
+            "`expired`", (shapes.JobEvent,), content_type=SSE, headers=(_JOB,),
         ),
     ),
     parameters=(_ID, *_places(_Place), Parameter("reset", str, "1 or true: begin anew when the place is lost, after a `reset`")),
@@ -185,7 +186,7 @@ CHAT = Operation(
     "Chat completion",
     (
         Answer("the whole answer", (shapes.ChatCompletion,), headers=(_JOB,)),
-        Answer(f"with `stream`: {_EVENTS}", content_type=SSE),
+        Answer(f"with `stream`: {_EVENTS}", (shapes.ChunkEvent,), content_type=SSE),
     ),
     Body(ChatBody, example={"model": "llama3.2", "messages": [{"role": "user", "content": "Why is the sky blue?"}]}),
     (
@@ -200,7 +201,7 @@ COMPLETION = Operation(
     "The answer of a chat completion, from wherever its reader stands",
     (
         Answer("the whole answer", (shapes.ChatCompletion,), headers=(_JOB,)),
-        Answer(f"with `stream`: {_EVENTS}", content_type=SSE),
+        Answer(f"with `stream`: {_EVENTS}", (shapes.ChunkEvent,), content_type=SSE),
     ),
     parameters=(
         Parameter("id", str, "`chatcmpl-…`, or the job's id", "path"),
@@ -231,7 +232,7 @@ WORK_ON_NODE = Operation(
     "Load, unload or pull a model on a node",
     (
         Answer("with `stream=false`: how it ended", (shapes.WorkLine,)),
-        Answer("lines of JSON, the last one with state `done` or `failed`", content_type=LINES),
+        Answer("lines of JSON, the last one with state `done` or `failed`", (shapes.WorkLine,), content_type=LINES),
     ),
     Body(OrderBody, example={"op": "load", "model": "llama3.2"}),
     (_NODE, Parameter("stream", _Flag, "false: only how it ended")),

@@ -106,6 +106,24 @@ class JobErased(Struct, forbid_unknown_fields=True):
     erased: Literal[True]
 
 
+class JobEvent(Struct, forbid_unknown_fields=True):
+    """`id`: the place after this event; changes of state have none. `data`: JSON."""
+
+    event: Literal[
+        "queued", "bound", "loading", "token", "reset", "succeeded", "failed", "cancelled", "expired", "error"
+    ]
+    data: str
+    id: str | UnsetType = UNSET
+
+
+class ChunkEvent(Struct, forbid_unknown_fields=True):
+    """`id`: the place after this event, for streams that can be resumed."""
+
+    data: str
+    id: str | UnsetType = UNSET
+    event: Literal["message", "error"] | UnsetType = UNSET  # without a name it is a message (WHATWG HTML §9.2)
+
+
 class JobRow(Struct, forbid_unknown_fields=True):
     id: str
     kind: Kind

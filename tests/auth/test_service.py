@@ -271,6 +271,17 @@ async def test_other_addresses_and_methods_are_named_as_such(auth: Auth) -> None
     assert (answer.status_code, answer.json()["code"], answer.headers["allow"]) == (405, "method_not_allowed", "POST")
 
 
+async def test_a_wrong_method_is_told_all_that_the_address_takes(auth: Auth) -> None:
+    """Found by schemathesis: only the methods of the first of several routes were named (RFC 9110 §15.5.6)."""
+    for path, methods in (
+        ("/clients", "GET, HEAD, POST"),
+        ("/clients/x", "DELETE, GET, HEAD, PATCH"),
+        ("/audit", "GET, HEAD"),
+    ):
+        answer = await auth.http.put(path)
+        assert (answer.status_code, answer.headers["allow"]) == (405, methods)
+
+
 async def test_replicas_that_start_at_once_use_one_key_and_take_each_others_tokens(nats: NatsServer, bus: Bus) -> None:
     async with (
         running_auth(nats, ready=False, issuer="http://auth.test") as one,

@@ -21,7 +21,7 @@ from tests.gateway.running import Gateway, add_client, running_gateway
 from tests.support.nats_server import NatsServer, connected
 from tests.support.waiting import eventually
 
-MODEL = "chat:latest"
+MODEL, NODE = "chat:latest", "node-a"
 
 
 @contextlib.asynccontextmanager
@@ -48,7 +48,7 @@ async def whole(
         config = NodeConfig(models=models, slots=slots, disk_gbps=100)
         config = msgspec.structs.replace(config, is_instant=decode_tps is None, decode_tps=decode_tps or 60.0)
         node = await stack.enter_async_context(running_node(config))
-        worker = WorkerSettings(node="node-a", node_url=node.url, slots=slots)
+        worker = WorkerSettings(node=NODE, node_url=node.url, slots=slots)
         for running in (
             await stack.enter_async_context(start_worker(worker, buses[0])),
             await stack.enter_async_context(start_router(RouterSettings(), buses[1])),

@@ -68,7 +68,8 @@ def document(
             "security": [{name: list(scopes) for name, scopes in way.items()} for way in route.security],
         }
         if (body := route.operation.body) is not None:
-            content = {"schema": schemas.of(body.type)} | ({} if body.example is None else {"example": body.example})
+            schema = schemas.patch_of(body.type) if body.merges else schemas.of(body.type)
+            content = {"schema": schema} | ({} if body.example is None else {"example": body.example})
             shown["requestBody"] = {"required": body.required, "content": {body.content_type: content}}
         paths.setdefault(path, {})[route.method.lower()] = shown
     return {
@@ -104,6 +105,17 @@ class _Schemas:
 
     def of(self, type_: Any) -> Schema:
         return dict(self._of[str(type_)])
+
+    def patch_of(self, type_: Any) -> Schema:
+        return self._patch(self.of(type_))
+
+    def _patch(self, schema: Schema) -> Schema:
+        if "$ref" in schema:
+            schema = self.components[schema["$ref"].rpartition("/")[2]]
+        if "properties" not in schema:
+            return schema
+        parts = {name: {"anyOf": [self._patch(p), {"type": "null"}]} for name, p in schema["properties"].items()}
+        return {**schema, "properties": parts, "required": []}
 
 
 def _ecma(value: Any) -> Any:

@@ -29,12 +29,14 @@ class Header(NamedTuple):
 
 
 class Body(NamedTuple):
-    """`type`: the struct that decodes it. Not `required`: nothing at all is fine, too."""
+    """`type`: the struct that decodes it. Not `required`: nothing at all is fine, too. `merges`: a JSON merge patch (RFC 7396) of
+    it, in which everything may be left out, or null."""
 
     type: Any
     content_type: str = JSON
     required: bool = True
     example: Any = None
+    merges: bool = False
 
 
 class Link(NamedTuple):
@@ -45,7 +47,7 @@ class Link(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """One that is no error. `types`: one of these is what its JSON holds; none for a stream or an empty answer.
+    """One that is no error. `types`: one of these is what its JSON holds; of a stream, what each event or line is.
 
     `content_type` None: no body.
     """
