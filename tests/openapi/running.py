@@ -37,6 +37,13 @@ CHECKS = (
 )
 
 
+# How a wrong request is refused.
+_CONFIG = """
+[checks.negative_data_rejection]
+expected-statuses = ["400", "401", "403", "404", "405", "409", "410", "413", "415", "422", "429", "503"]
+"""
+
+
 class Target(NamedTuple):
     """`environment`: what the hooks need."""
 
@@ -103,6 +110,7 @@ SERVICES = {"gateway": gateway, "auth": auth}
 async def schemathesis(target: Target, folder: Path, plan: Plan) -> Outcome:
     written = folder / "openapi.json"
     written.write_text(json.dumps(target.document))
+    (folder / "schemathesis.toml").write_text(_CONFIG)
     checks = [*CHECKS, *filter(None, plan.checks.split(","))]
     arguments = [
         "run", str(written), "--url", target.url, "--phases", plan.phases, "--checks", ",".join(checks),

@@ -119,10 +119,12 @@ class _Schemas:
 
 
 def _ecma(value: Any) -> Any:
-    """Python's `\\Z` is no part of ECMA's regular expressions, whose `$` means the very end already."""
+    """Python's `\\A` and `\\Z` are no part of ECMA's regular expressions, whose `^` and `$` mean just that already."""
     if isinstance(value, dict):
         return {
-            name: part.replace(r"\Z", "$") if name == "pattern" and isinstance(part, str) else _ecma(part)
+            name: part.replace(r"\A", "^").replace(r"\Z", "$")
+            if name == "pattern" and isinstance(part, str)
+            else _ecma(part)
             for name, part in value.items()
         }
     if isinstance(value, list | tuple):
