@@ -108,7 +108,7 @@ class OpenAiRoutes:
     async def _chat(self, exchange: Exchange, principal: Principal, share: Share) -> None:
         body = await exchange.body(self._intake.largest, share.count)
         keyed = exchange.header(IDEMPOTENCY_KEY)
-        detached = (exchange.header(DETACH) or "").lower() == "true" or keyed is not None
+        detached = _is_detached(exchange) or keyed is not None
         wanted = parse_chat(body, principal.policy, detached=detached)
         key = await self._service.new_key(principal, wanted.wish, keyed)
         place = position_of(exchange, parse_place)
@@ -286,6 +286,13 @@ def _is_true(exchange: Exchange, name: str) -> bool:
     if text not in ("true", "1", "false", "0"):
         raise failed(Code.INVALID_REQUEST, f"{name} must be true or false", path=name)
     return text in ("true", "1")
+
+
+def _is_detached(exchange: Exchange) -> bool:
+    text = (exchange.header(DETACH) or "false").lower()
+    if text not in ("true", "false"):  # who meant yes must not find its job cancelled
+        raise failed(Code.INVALID_REQUEST, f"{DETACH} must be true or false", path=DETACH)
+    return text == "true"
 
 
 async def _collect(watch: Watch) -> Answer:

@@ -191,7 +191,7 @@ CHAT = Operation(
     Body(ChatBody, example={"model": "llama3.2", "messages": [{"role": "user", "content": "Why is the sky blue?"}]}),
     (
         _KEY,
-        Parameter(DETACH, Literal["true", "false"], "true: the job goes on when the client leaves", "header"),
+        Parameter(DETACH, Literal["true", "false", ""], "true: the job goes on when the client leaves", "header"),
         *_places(_ChunkPlace),
     ),
     (*_SUBMITS, Code.POSITION_LOST, *_ENDS),

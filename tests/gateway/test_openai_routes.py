@@ -271,6 +271,13 @@ async def test_a_chat_client_that_leaves_cancels_its_job(
     await eventually(lambda: gateway.subscriptions == before)
 
 
+@pytest.mark.parametrize("said", ["yes", "1", "{}", "true, true"])
+async def test_a_detach_that_is_neither_true_nor_false_is_refused(alice: httpx.AsyncClient, said: str) -> None:
+    """Found by schemathesis: it counted as false, and who meant yes lost the job with the connection."""
+    answer = await alice.post(CHAT, json=BODY, headers={"Arriero-Detach": said})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "Arriero-Detach")
+
+
 @pytest.mark.parametrize("headers", [{"Arriero-Detach": "true"}, {"Idempotency-Key": "k1"}])
 @pytest.mark.parametrize("streamed", [False, True])
 async def test_a_client_that_said_somebody_will_come_back_cancels_nothing(

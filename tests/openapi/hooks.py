@@ -14,6 +14,7 @@ from libs.common.contracts.faults import MEANING, Code
 from tests.gateway.whole import MODEL
 
 PATIENCE_S = 60.0
+NOWHERE = "https://hooks.invalid/here"  # no such name can be (RFC 6761)
 
 # A node says so when it is asked for a model that there is not: caused by the request, and declared.
 MAY_FAIL_AT_THE_NODE = {("POST", "/nodes/{node}/models"): {Code.NODE_FAILED}}
@@ -61,6 +62,12 @@ def before_call(context: Any, case: Any, kwargs: Any) -> None:
     """Three quarters of the submits become ones that a node can work on: chance alone finds no model's name, and no fields that
     go together. The others stay as they were made up."""
     body = case.body
+    if (
+        (case.method, case.path) == ("POST", "/webhooks")
+        and isinstance(body, dict)
+        and str(body.get("url")).startswith("http")
+    ):
+        body["url"] = NOWHERE  # a test of it must not reach whoever has the name that came up
     if (case.method, case.path) not in _KEPT or not isinstance(body, dict) or crc32(repr(body).encode()) % 4 == 0:
         return
     kept, needed = _KEPT[case.method, case.path]
