@@ -22,7 +22,7 @@ from tests.gateway.conftest import Keys, adopt
 from tests.gateway.running import MODEL, SECRET, Gateway, RouterStub, add_node, running_gateway
 from tests.gateway.scripted import Script, events
 from tests.gateway.webhooks.receiver import Receiver, receiving
-from tests.support.nats_server import NatsServer
+from tests.support.nats_server import NatsServer, connected
 from tests.support.waiting import eventually
 
 OWN = {"webhook_networks": "127.0.0.0/8", "drain_grace": 0}
@@ -398,3 +398,22 @@ async def test_who_comes_late_to_a_jobs_end_stores_no_second_event(
     other = waiting.Waiting(bus, WebhookRegistry(bus, SECRET.encode()))
     assert await other._settle(JobKey("alice", job))
     assert (await bus.api("STREAM.INFO.HOOKS"))["state"]["last_seq"] == last
+
+
+async def test_an_internal_service_names_a_webhook_too(
+    nats: NatsServer, alice: httpx.AsyncClient, bus: Bus, receiver: Receiver
+) -> None:
+    webhook = await register(alice, receiver.url)
+    async with connected(nats, user="alice") as service:
+
+        async def asked(identity: str) -> dict[str, Any]:
+            job = {"model": MODEL, "prompt": "hi", "webhook": identity}
+            answer: dict[str, Any] = json.loads(await service.request("api.alice.submit", encode({"job": job})))
+            return answer
+
+        refused = await asked("wh_" + "0" * 26)
+        assert (refused["fault"]["code"], refused["fault"]["path"]) == ("invalid_request", "webhook")
+        made = await asked(webhook["id"])
+    await succeed(bus, made["ok"]["id"], "x")
+    await eventually(lambda: receiver.got)
+    assert json.loads(receiver.got[0].body)["data"]["id"] == made["ok"]["id"]
