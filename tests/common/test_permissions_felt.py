@@ -9,7 +9,7 @@ import pytest
 
 from libs.cli.up.streams import other_permissions
 from libs.common.bus.connection import Bus, Message
-from libs.common.bus.failures import BusError, NoResponders, Refused
+from libs.common.bus.failures import Away, BusError, NoResponders, Refused
 from libs.common.bus.follower import Follower
 from libs.common.bus.provision import lacking
 from libs.common.bus.tls import Tls
@@ -186,6 +186,14 @@ async def test_a_gateway_follows_clients_and_never_signing_keys(place: Place) ->
                 await gateway.append(subject, b"x", timeout=SOON_S)
 
 
+async def _lets_in(users: Users, server: NatsServer) -> bool:
+    try:
+        async with users.connected(server, "gateway"):
+            return True
+    except Away:
+        return False
+
+
 async def test_a_service_whose_user_is_of_an_earlier_version_says_what_it_lacks(tmp_path: Path) -> None:
     users = Users()
     old = users.config.replace('"jobs.*.*.new", ', "").replace(', "ctl.n1.*.model"', "")
@@ -202,6 +210,7 @@ async def test_a_service_whose_user_is_of_an_earlier_version_says_what_it_lacks(
         differing = await other_permissions(server.url, Tls(), seeds)
         assert differing == ["user gateway may not publish jobs.*.*.new", "user router may not publish jobs.*.*.new"]
         server.reload(users.config.replace('"ctl.*.*.run", ', '"ctl.*.*.>", '))
+        await eventually(lambda: _lets_in(users, server), within=30)  # while it reads its users anew, JetStream is away
         async with users.connected(server, "gateway") as bus:
 
             async def heals() -> bool:
