@@ -198,6 +198,8 @@ class JobService:
             await self._check_deadline(key, prepared, keyed=keyed)
         job, context = prepared.submission, self._catalog.model(prepared.submission.model).num_ctx
         async with self._limiter.reserved(principal, key, job, context=context) as reservation:
+            if reservation.answer is not None:
+                prepared = prepared.limited_to(reservation.answer, wish.request)
             submitted = await self._submitter.submit(key, prepared, keyed=keyed)
             if submitted.existing is not None:
                 reservation.unused()

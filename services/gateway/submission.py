@@ -14,6 +14,7 @@ from libs.common.contracts.clients import Principal
 from libs.common.contracts.codec import encode
 from libs.common.contracts.faults import Code, failed
 from libs.common.contracts.jobs import INLINE_LIMIT, MIN_RESULT_TTL_S, Completion, Submission
+from libs.common.contracts.requests import Request
 from libs.common.contracts.streams import JOBS
 from libs.common.contracts.subjects import JobKey
 from libs.common.folder import Entry, digest, ttl_s
@@ -41,6 +42,12 @@ class Prepared(NamedTuple):
 
     submission: Submission
     body: bytes
+
+    def limited_to(self, tokens: int, request: Request) -> "Prepared":
+        """The same, its answer no longer than that. It stays the job of its request: an Idempotency-Key finds it."""
+        options = {**(request.options or {}), "num_predict": tokens}
+        body = encode(msgspec.structs.replace(request, options=options))
+        return Prepared(msgspec.structs.replace(self.submission, size=len(body)), body)
 
 
 class Submitter:

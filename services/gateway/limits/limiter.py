@@ -107,8 +107,11 @@ class Limiter:
             for account in _narrow_first(principal):
                 if account.limits.queued or budgets.limits_of(account.limits):
                     keeper = self._keeper(principal, account)
-                    await self._reserve(keeper, account, key, self._ask(account, key, job, context))
+                    ask = self._ask(account, key, job, context)
+                    tokens = await self._reserve(keeper, account, key, ask)
                     reservation.keepers.append(keeper)
+                    if ask.output is None:
+                        reservation.narrow(tokens - ask.prompt)
             yield reservation
         except Failed as failed:
             # Whether a job was stored that was not acked, the sweep finds out, as for one whose gateway died.
@@ -129,7 +132,9 @@ class Limiter:
         output = 0 if job.kind is Kind.EMBED else job.output_tokens or None
         return Ask(job.op_id, key.job, job.prompt_tokens, output, cap, lives_s)
 
-    async def _reserve(self, keeper: Keeper, account: Account, key: JobKey, ask: Ask) -> None:
+    async def _reserve(self, keeper: Keeper, account: Account, key: JobKey, ask: Ask) -> int:
+        """The tokens reserved. Raises Failed."""
+
         def reserve(draft: Ledger, now: Instant) -> tuple[int | Short | Full, bool]:
             outcome = budgets.reserve(draft.tokens, account.limits, ask)
             return outcome, isinstance(outcome, int)
@@ -146,6 +151,7 @@ class Limiter:
             case Full():
                 metrics.refusals.labels("jobs").inc()
                 raise Failed(answers.too_many_jobs(account.name, outcome))
+        return outcome
 
     # -- streams -------------------------------------------------------------------------------------------------------
 
@@ -197,12 +203,17 @@ class Limiter:
 
 
 class Reservation:
-    """`keepers`: where it stands. Nothing of it is settled here once its job is stored."""
+    """`keepers`: where it stands. Nothing of it is settled here once its job is stored. `answer`: of a request that sets no
+    limit of its own, the tokens of its answer that are paid for; None: as many as it likes."""
 
     def __init__(self, op_id: str) -> None:
         self.op_id = op_id
+        self.answer: int | None = None
         self.keepers: list[Keeper] = []
         self.is_unused = False
+
+    def narrow(self, answer: int) -> None:
+        self.answer = answer if self.answer is None else min(self.answer, answer)
 
     def unused(self) -> None:
         self.is_unused = True

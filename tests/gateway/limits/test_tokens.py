@@ -452,3 +452,26 @@ async def test_a_job_that_was_cut_off_pays_for_what_it_had_written(
 
         await eventually(settled)
         assert budgets.LOG_BYTES_PER_TOKEN == 16
+
+
+async def test_an_answer_without_a_limit_of_its_own_ends_where_what_was_reserved_for_it_ends(
+    nats: NatsServer, bus: Bus
+) -> None:
+    """Else one answer could cost many times the budget."""
+    key = await add_client(bus, "acme", policy=Policy(limits=Limits(tokens_per_month=100)))
+    chat = {"model": WHOLE_MODEL, "messages": [{"role": "user", "content": "[[tokens=2000]] tell"}]}
+    async with whole(nats, output_tokens=60) as (gateway, _), gateway.client(key) as http:
+        answered = await http.post("/v1/chat/completions", json=chat, headers={"idempotency-key": "k"})
+        body = answered.json()
+        assert (body["choices"][0]["finish_reason"], body["usage"]["completion_tokens"]) == ("length", 60)
+        again = await http.post("/v1/chat/completions", json=chat, headers={"idempotency-key": "k"})
+        assert again.json()["id"] == body["id"], "the same request is the same job"
+
+        async def settled() -> bool:
+            held = (await ledger_of(bus)).tokens
+            return not held.open and 60 < held.month <= 100
+
+        await eventually(settled, within=60)
+        left = 100 - (await ledger_of(bus)).tokens.month
+        short = (await http.post("/v1/chat/completions", json=chat)).json()
+        assert 0 < short["usage"]["completion_tokens"] < left, "what is left is all that there is"
