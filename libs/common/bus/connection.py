@@ -147,6 +147,7 @@ class Bus:
         self._handlers: set[asyncio.Task[None]] = set()
         self._closing = False
         self._refused = 0  # attempts to connect that ended with "authorization violation", since the last connect
+        self._refusal = ""  # in its words; a later attempt may see no more of the same answer than a reset connection
         self._said = ("", 0.0)  # the last error, and when it was logged
         self._tls = Tls()
         self._tls_refused = 0  # handshakes that failed for good, before the first connect
@@ -203,7 +204,8 @@ class Bus:
         except (nats.errors.Error, OSError, TimeoutError, BadTls, NotEncrypted, Away) as error:
             with suppress(Exception):
                 await self._client.close()
-            why = bus_tls.refusal(error, self._tls) or str(error) or self._said[0] or f"no answer in {within} s"
+            why = bus_tls.refusal(error, self._tls) or self._refusal or str(error) or self._said[0]
+            why = why or f"no answer in {within} s"
             where = without_password(", ".join(servers))
             raise Away(f"cannot reach NATS at {where} as user {self.user or '(none)'}: {why}") from error
         finally:
@@ -527,6 +529,7 @@ class Bus:
                 self._hopeless.set_result(refused)
         if "authorization violation" in text.lower():
             self._refused += 1
+            self._refusal = text
             if self._refused == REFUSED_ATTEMPTS and self.connections:
                 self._logger.error("bus.user_refused", user=self.user, action="giving up")
                 self.lost.set()

@@ -12,7 +12,7 @@ import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 import structlog
 
@@ -41,6 +41,14 @@ MAX_PROVEN = 10_000
 MAX_PENDING = 10_000  # while NATS is away
 PROVEN_S = 24 * 3600.0
 RETRY_S = 1.0
+
+
+class Pending(NamedTuple):
+    """Failures that are not written yet."""
+
+    failures: int
+    rate: Rate
+    at: float  # of the last; written later, they weigh no more than in time
 
 
 class Names:
@@ -99,8 +107,7 @@ class FailureLog:
         self._name_rate = name_rate
         self._clock = clock
         self._tats: OrderedDict[str, float] = OrderedDict()
-        self._pending: dict[str, int] = {}  # failures that are not written yet
-        self._rates: dict[str, Rate] = {}  # of what is pending
+        self._pending: dict[str, Pending] = {}
         self._proven: OrderedDict[tuple[str, str], float] = OrderedDict()
         self._wake = asyncio.Event()
         # No `on_reset`: what is known here ends by itself, and a bucket made anew takes nothing of it back.
@@ -139,13 +146,12 @@ class FailureLog:
             tat = self._tats.get(key, 0.0)
             waits = wait_s(tat, rate, now)
             longest = max(longest, waits)
-            if (
-                waits == 0
-            ):  # beyond that nothing changes, and nothing is written: a flood costs one write for each interval
-                self._keep(key, after_failures(tat, rate, now))
-                if key in self._pending or len(self._pending) < MAX_PENDING:
-                    self._pending[key] = self._pending.get(key, 0) + 1
-                    self._rates[key] = rate
+            if waits > 0:  # nothing changes, and nothing is written: a flood costs one write for each interval
+                continue
+            self._keep(key, after_failures(tat, rate, now))
+            before = self._pending.get(key)
+            if before or len(self._pending) < MAX_PENDING:
+                self._pending[key] = Pending(before.failures + 1 if before else 1, rate, now)
         self._wake.set()
         return longest
 
@@ -155,19 +161,19 @@ class FailureLog:
             self._wake.clear()
             while self._pending:
                 key = next(iter(self._pending))
-                count = self._pending.pop(key)
                 try:
-                    await self._write(key, self._rates.pop(key), count)
+                    await self._write(key, self._pending.pop(key))
                 except BusError as error:  # counted here all the same
                     log.warning("failures.not_written", error=str(error))
                     await asyncio.sleep(RETRY_S)
 
-    async def _write(self, key: str, rate: Rate, count: int) -> None:
+    async def _write(self, key: str, pending: Pending) -> None:
         while True:
             value, revision = await self._bucket.get(f"failed.{key}")
-            now = self._clock()
-            tat = after_failures(_tat(value), rate, now, count)
-            ttl_s = math.ceil(tat - now) + 1
+            tat = after_failures(_tat(value), pending.rate, pending.at, pending.failures)
+            ttl_s = math.ceil(tat - self._clock()) + 1
+            if ttl_s <= 1:
+                return
             try:
                 await self._bucket.put(f"failed.{key}", encode(Arrival(tat=tat)), expected=revision, ttl_s=ttl_s)
             except Conflict:
