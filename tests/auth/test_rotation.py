@@ -263,8 +263,13 @@ async def test_a_ring_without_an_active_key_gets_one(nats: NatsServer, bus: Bus)
     async with running_auth(nats) as auth:
         value, _ = await Bucket(bus, "signing").get(RECORD)
         assert value is not None
-        await Bucket(bus, "signing").put(RECORD, encode(Ring(keys=())))
-        await eventually(lambda: auth.problems() == {})
+        empty = await Bucket(bus, "signing").put(RECORD, encode(Ring(keys=())))
+
+        async def mended() -> bool:
+            return (await Bucket(bus, "signing").get(RECORD))[1] > empty
+
+        await eventually(mended)
+        await auth.ready()
         await auth.access_token(OPERATOR, OPERATOR_SECRET)
 
 
