@@ -33,7 +33,7 @@ async def start(settings: RouterSettings, bus: Bus) -> AsyncIterator[Running]:
             router.regained_at = time.monotonic()
         was_active = was_active or active
         if active and not serving:
-            serving.append(await bus.subscribe(subjects.router("free"), router.on_free))
+            serving.append(await bus.subscribe(subjects.router("free"), router.intake.on_free))
             serving.append(await bus.serve(subjects.router("place"), router.enquiries.place))
             serving.append(await bus.serve(subjects.router("quote"), router.enquiries.quote))
             serving.append(await bus.serve(subjects.router("erase"), router.erase))
@@ -44,13 +44,13 @@ async def start(settings: RouterSettings, bus: Bus) -> AsyncIterator[Running]:
     clock = ServerClock()
     last = await clock.look(bus)
     router = Router(bus, clock, is_active=lambda: lease.active and rebuild.complete)
-    rebuild = Rebuild(bus, router, last)
-    nodes = Follower(bus, f"KV_{NODES}", [key_subject(NODES, "*")], router.on_node_record)
+    rebuild = Rebuild(bus, router.index, router.intake.on_record, router.reset, last)
+    nodes = Follower(bus, f"KV_{NODES}", [key_subject(NODES, "*")], router.intake.on_node_record)
     catalog = Follower(
-        bus, f"KV_{MODELS}", [key_subject(MODELS, ">")], router.on_catalog_record,
+        bus, f"KV_{MODELS}", [key_subject(MODELS, ">")], router.intake.on_catalog_record,
         on_reset=router.scheduler.pricing.catalog.clear,
     )  # fmt: skip
-    heartbeats = await bus.subscribe(key_subject(NODES, "*"), router.on_heartbeat)
+    heartbeats = await bus.subscribe(key_subject(NODES, "*"), router.intake.on_heartbeat)
 
     async def drain() -> None:
         with contextlib.suppress(BusError):
@@ -66,7 +66,7 @@ async def start(settings: RouterSettings, bus: Bus) -> AsyncIterator[Running]:
                 "follow.models": catalog.run(),
                 "lease": lease.run(),
                 "loop": router.run(),
-                "pings": router.ping_nodes(),
+                "pings": router.pings.run(),
                 "clock": clock.keep(bus),
             },
             checks={

@@ -11,15 +11,16 @@ time of 100,000, and finds nothing, since records hold no cycles. What was built
 
 import asyncio
 import gc
+from collections.abc import Callable
 
 import structlog
 
-from libs.common.bus.connection import Bus
+from libs.common.bus.connection import Bus, Stored
 from libs.common.bus.failures import BusError
 from libs.common.bus.follower import Followers
 from libs.common.contracts import subjects
 from libs.common.contracts.streams import JOBS
-from services.router.loop import Router
+from services.router.index import Index
 
 log = structlog.get_logger()
 
@@ -29,18 +30,23 @@ REST_S = 60.0  # of the garbage collector, at most: who waits for NATS for an ho
 
 
 class Rebuild:
-    def __init__(self, bus: Bus, router: Router, last: int) -> None:
-        """`last`: the last sequence of JOBS when the rebuild began."""
+    def __init__(
+        self, bus: Bus, index: Index, on_record: Callable[[Stored], None], forget: Callable[[], None], last: int
+    ) -> None:
+        """`on_record` folds a record into the index, `forget` forgets all of them; `last`: the last sequence of JOBS when the
+        rebuild began."""
         self._bus = bus
-        self._router = router
+        self._index = index
+        self._on_record = on_record
+        self._forget = forget
         self._wanted = asyncio.Event()
         self._looked = False
         self.jobs = jobs = Followers(self._reset)
-        jobs.add("new", bus, JOBS, subjects.NEW, router.on_record, headers_only=True)
-        jobs.add("active", bus, JOBS, subjects.ACTIVE, router.on_record, headers_only=True)
+        jobs.add("new", bus, JOBS, subjects.NEW, on_record, headers_only=True)
+        jobs.add("active", bus, JOBS, subjects.ACTIVE, on_record, headers_only=True)
         # Marks that find no job are kept in a bounded number only: by then all that they can mean have come.
-        jobs.add("cancels", bus, JOBS, subjects.CANCELS, router.on_record, headers_only=True, after=("new", "active"))
-        jobs.add("done", bus, JOBS, subjects.DONE, router.on_record, headers_only=True, from_sequence=last + 1)
+        jobs.add("cancels", bus, JOBS, subjects.CANCELS, on_record, headers_only=True, after=("new", "active"))
+        jobs.add("done", bus, JOBS, subjects.DONE, on_record, headers_only=True, from_sequence=last + 1)
 
     @property
     def complete(self) -> bool:
@@ -75,14 +81,14 @@ class Rebuild:
         gc.unfreeze()  # what was known until now may be garbage
         gc.disable()
         asyncio.get_running_loop().call_later(REST_S, gc.enable)
-        self._router.reset()
+        self._forget()
 
     async def _look_up_ended(self) -> None:
-        keys = list(self._router.index.jobs)
+        keys = list(self._index.jobs)
         for at in range(0, len(keys), LOOK_AT_ONCE):
             wanted = [subjects.record(key, "done") for key in keys[at : at + LOOK_AT_ONCE]]
             found = await self._bus.last_of_each(JOBS, wanted, timeout=LOOK_S)
             if self._wanted.is_set():
                 return
             for stored in found:
-                self._router.on_record(stored)
+                self._on_record(stored)

@@ -25,7 +25,7 @@ from libs.common.contracts.streams import JOBS
 from libs.common.contracts.subjects import JobKey
 from libs.common.journal import Journal
 from libs.common.states import JobState
-from services.router import loop
+from services.router import loop, oversight, tidier
 from tests.router.building import (
     BUSY,
     FAULT,
@@ -300,7 +300,7 @@ async def test_deadlines_count_by_the_servers_clock_not_by_this_machines(
 async def test_a_run_that_its_worker_does_not_end_in_time_is_taken_away(
     bus: Bus, routers: Routers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "OVERDUE_S", 0.2)
+    monkeypatch.setattr(oversight, "OVERDUE_S", 0.2)
     async with fake_worker(bus) as worker, routers.one(bus):
         key = await submit(bus, deadline_s=0.5)
         await runs_on(worker, key)
@@ -332,7 +332,7 @@ async def _gone(bus: Bus, key: JobKey) -> bool:
 
 
 async def test_emptying_that_was_lost_is_repeated(bus: Bus, routers: Routers, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "TIDY_RETRY_S", 0.1)
+    monkeypatch.setattr(tidier, "RETRY_S", 0.1)
     async with fake_worker(bus, finish_after=0), routers.one(bus) as router:
         tidy, failures = router._transitions.tidy, [Unconfirmed("lost")] * 2
 
@@ -430,8 +430,8 @@ async def test_a_stray_run_is_stopped_only_after_the_leader_was_read(bus: Bus, r
         run = await runs_on(worker, key)
         await worker.beat()
         router.index.forget(key)  # this router's view is wrong; the folder still says: bound so
-        router._drop(key)
-        await eventually(lambda: router._bound_as(run, worker.boot))
+        router.board.drop(key)
+        await eventually(lambda: router.board.bound_as(run, worker.boot))
         assert worker.cancelled == []
         gone = (a_key("never_was"), 7)
         worker.running[gone] = worker.running[run]

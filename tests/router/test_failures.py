@@ -20,7 +20,7 @@ from libs.common.contracts.subjects import JobKey
 from libs.common.folder import Entry
 from libs.common.journal import Journal
 from libs.common.states import JobState
-from services.router import fleet, loop, rebuild
+from services.router import fleet, readers, rebuild
 from services.router.fleet import Hold, RunKey
 from tests.router.building import Routers, a_completion, binding_of, ended, folder, heard, silenced, submit
 from tests.support.fake_worker import FakeWorker, fake_worker
@@ -276,7 +276,7 @@ async def test_a_restarted_router_finds_bound_and_queued_jobs_again(bus: Bus, ro
             queued = await submit(bus)
         async with routers.one(bus) as router:
             await eventually(lambda: queued in router.queue)
-            assert router._bound_as(run, worker.boot)
+            assert router.board.bound_as(run, worker.boot)
             await worker.finish(run)
             second = await runs_on(worker, queued)
             await worker.finish(second)
@@ -422,7 +422,7 @@ async def test_a_slot_is_not_held_for_a_run_that_nobody_bound(bus: Bus, routers:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "UNWATCHED_S", 0.4)
+    monkeypatch.setattr(readers, "UNWATCHED_S", 0.4)
 
 
 @pytest.mark.usefixtures("impatient")
@@ -440,10 +440,10 @@ async def test_a_chat_job_that_nobody_reads_is_cancelled_after_two_looks(bus: Bu
 async def test_one_look_without_a_reader_cancels_nothing_if_somebody_comes_back(bus: Bus, routers: Routers) -> None:
     async with fake_worker(bus, models=()), routers.one(bus) as router:
         key = await submit(bus, detached=False)
-        await eventually(lambda: key in router._care and router._care[key].unwatched_since)
+        await eventually(lambda: key in router.board.care and router.board.care[key].unwatched_since)
         async with watching(bus, key) as asked:
             await eventually(lambda: len(asked) >= 3)
-            assert router._care[key].unwatched_since is None
+            assert router.board.care[key].unwatched_since is None
             assert router.index.jobs[key].cancel is None
         assert set(asked) == {0}
 
@@ -464,8 +464,8 @@ async def test_nothing_is_remembered_of_jobs_that_have_ended(bus: Bus, routers: 
         keys = await asyncio.gather(*(submit(bus, detached=False) for _ in range(30)))
         for key in keys:
             await ended(bus, key)
-        await eventually(lambda: not router._deeds.busy and not router.index.leftovers and not router._tidying)
+        await eventually(lambda: not router._deeds.busy and not router.index.leftovers and not router._tidier.under_way)
         await eventually(lambda: not router.fleet.nodes[worker.node].runs and not router.fleet.nodes[worker.node].holds)
-        kept = (router.index.jobs, router._care, router._bound, router._due, router._waiting)
+        kept = (router.index.jobs, router.board.care, router.board.bound, router.board.due, router.board.waiting)
         assert [len(table) for table in kept] == [0] * len(kept)
         assert len(router.queue) == 0

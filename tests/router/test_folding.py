@@ -10,7 +10,7 @@ from libs.common.contracts.codec import encode
 from libs.common.contracts.headers import FACTS
 from libs.common.contracts.jobs import CancelMark, PastEpoch
 from libs.common.contracts.subjects import JobKey, cancel_mark, record
-from services.router import loop
+from services.router import loop, reconciler
 from services.router.clock import ServerClock
 from services.router.loop import Router
 from tests.router.building import a_beat, a_binding, a_completion, a_key, a_requeue, a_submission
@@ -34,11 +34,11 @@ def router() -> Router:
 def tell(router: Router, key: JobKey, name: str, facts: Any, sequence: int, at_ms: int = NOW_MS) -> None:
     subject = cancel_mark(key) if name == "cancel" else record(key, name)  # type: ignore[arg-type]
     headers = {FACTS: encode(facts).decode()} if facts is not None else {}
-    router.on_record(Stored(subject, sequence, at_ms, headers, b""))
+    router.intake.on_record(Stored(subject, sequence, at_ms, headers, b""))
 
 
 def hear(router: Router, **more: Any) -> None:
-    router.on_heartbeat(Message("", encode(a_beat(**more)), {}, ""))
+    router.intake.on_heartbeat(Message("", encode(a_beat(**more)), {}, ""))
 
 
 @pytest.mark.parametrize("heard_first", [True, False])
@@ -87,11 +87,11 @@ def test_the_requeue_that_another_router_wrote_is_gathered_by_this_one_too(route
     key, submission = a_key(), a_submission()
     tell(router, key, "new", submission, 1)
     tell(router, key, "active", a_requeue(submission, 1, epoch=2, created_ms=NOW_MS), 3)
-    assert key in router._due
+    assert key in router.board.due
     assert key not in router.queue
     gathered = a_requeue(submission, 1, epoch=3, created_ms=NOW_MS, past=(PastEpoch(epoch=1, base=0),))
     tell(router, key, "active", gathered, 4)
-    assert key not in router._due
+    assert key not in router.board.due
     assert key in router.queue
 
 
@@ -108,39 +108,44 @@ def test_a_job_is_in_one_place_only_whatever_happens_to_it(router: Router) -> No
     places = []
     for name, facts, sequence in histories:
         tell(router, key, name, facts, sequence)
-        tables = {"queue": router.queue, "bound": router._bound, "due": router._due, "waiting": router._waiting}
+        tables = {
+            "queue": router.queue,
+            "bound": router.board.bound,
+            "due": router.board.due,
+            "waiting": router.board.waiting,
+        }
         places.append([name for name, table in tables.items() if key in table])
     assert places == [["bound"], ["due"], ["waiting"], ["due"], []]
 
 
 def test_an_unreadable_record_is_passed_over(router: Router) -> None:
     key = a_key()
-    router.on_record(Stored(record(key, "new"), 1, NOW_MS, {FACTS: "{"}, b""))
-    router.on_record(Stored("parts.a.b.c.0", 2, NOW_MS, {}, b""))
-    router.on_heartbeat(Message("", b"nonsense", {}, ""))
+    router.intake.on_record(Stored(record(key, "new"), 1, NOW_MS, {FACTS: "{"}, b""))
+    router.intake.on_record(Stored("parts.a.b.c.0", 2, NOW_MS, {}, b""))
+    router.intake.on_heartbeat(Message("", b"nonsense", {}, ""))
     assert not router.index.jobs
     assert not router.fleet.nodes
 
 
 async def test_a_tick_costs_a_slice_however_many_jobs_wait_and_every_job_comes_up_in_turn(router: Router) -> None:
     """20,000 pending: walking them all four times a second would be most of what a router does."""
-    for n in range(5 * loop.SWEEP_AT_ONCE):
+    for n in range(5 * reconciler.SWEEP_AT_ONCE):
         tell(router, a_key(f"j{n}"), "new", a_submission(detached=False), n + 1)
-    router._tick(100.0)
-    assert len(router._care) == loop.SWEEP_AT_ONCE
+    router.reconciler.tick(100.0)
+    assert len(router.board.care) == reconciler.SWEEP_AT_ONCE
     for _ in range(4):
-        router._tick(100.0)
-    assert len(router._care) == 5 * loop.SWEEP_AT_ONCE
+        router.reconciler.tick(100.0)
+    assert len(router.board.care) == 5 * reconciler.SWEEP_AT_ONCE
 
 
 async def test_a_deadline_that_passes_in_the_queue_is_found_by_the_sweep(router: Router) -> None:
     key = a_key()
     tell(router, key, "new", a_submission(deadline_s=10), 1)
-    router._sweep(100.0)
+    router.reconciler.sweep(100.0)
     assert key in router.queue
     router._clock.ms = NOW_MS + 10_000  # type: ignore[attr-defined]
-    router._sweep(100.0)
-    assert key in router._due
+    router.reconciler.sweep(100.0)
+    assert key in router.board.due
     assert key not in router.queue
 
 
@@ -148,7 +153,7 @@ def test_what_fell_through_is_put_back(router: Router) -> None:
     key = a_key()
     tell(router, key, "new", a_submission(), 1)
     router.queue.discard(key)
-    router._sweep(100.0)
+    router.reconciler.sweep(100.0)
     assert key in router.queue
 
 
@@ -164,9 +169,9 @@ async def test_a_word_about_an_older_binding_takes_nothing_from_the_node_that_ho
 
     router._transitions.requeue = requeue  # type: ignore[method-assign,assignment]
     tell(router, key, "active", a_binding(submission, 1, epoch=3, created_ms=NOW_MS), 4)
-    await router._requeue(old, 1, None, "given_back")
+    await router.reclaimer.requeue(old, 1, None, "given_back")
     tell(router, key, "new", a_submission(), 100)  # another life of the id
-    await router._requeue(old, 3, None, "given_back")
+    await router.reclaimer.requeue(old, 3, None, "given_back")
     assert asked == []
 
 
@@ -182,12 +187,12 @@ def test_silence_from_before_a_regained_lease_is_not_held_against_a_node(
     tell(router, key, "active", a_binding(submission, 1, created_ms=NOW_MS), 2)
     now += 15.0
     taken: list[Any] = []
-    monkeypatch.setattr(router, "_requeue", lambda job, *_: taken.append(job.key))
-    monkeypatch.setattr(router, "_order", lambda *_: None)
+    monkeypatch.setattr(router.reclaimer, "requeue", lambda job, *_: taken.append(job.key))
+    monkeypatch.setattr(router.dispatcher, "order", lambda *_: None)
     monkeypatch.setattr(router._deeds, "do", lambda *_: None)
     router.regained_at = now - 0.1
-    router._tick(now)
+    router.reconciler.tick(now)
     assert not taken
     router.regained_at = 0.0
-    router._tick(now)
+    router.reconciler.tick(now)
     assert taken == [key], "without it, the same silence is a death"

@@ -8,7 +8,8 @@ import pytest
 
 from libs.common.bus.connection import Bus
 from services.router import rebuild
-from services.router.loop import Router
+from services.router.index import Index
+from services.router.intake import Intake
 from tests.router.building import Routers, submit
 from tests.support.waiting import eventually
 
@@ -24,13 +25,13 @@ async def test_the_collector_rests_until_all_jobs_are_known(
     bus: Bus, routers: Routers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     collecting: list[bool] = []
-    take = Router.on_record
+    take = Intake.on_record
 
-    def on_record(self: Router, stored: Any) -> None:
+    def on_record(self: Intake, stored: Any) -> None:
         collecting.append(gc.isenabled())
         take(self, stored)
 
-    monkeypatch.setattr(Router, "on_record", on_record)
+    monkeypatch.setattr(Intake, "on_record", on_record)
     for _ in range(3):
         await submit(bus)
     async with routers.one(bus) as router:
@@ -44,11 +45,7 @@ async def test_the_collector_rests_until_all_jobs_are_known(
 
 
 async def test_who_never_learns_them_all_collects_again(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
-    class NoRouter:
-        def on_record(self, stored: Any) -> None: ...
-        def reset(self) -> None: ...
-
     monkeypatch.setattr(rebuild, "REST_S", 0.05)
-    rebuild.Rebuild(bus, NoRouter(), 0)._reset()  # type: ignore[arg-type]
+    rebuild.Rebuild(bus, Index(), lambda _: None, lambda: None, 0)._reset()
     assert not gc.isenabled()
     await eventually(gc.isenabled)

@@ -227,13 +227,13 @@ async def test_finished_jobs_teach_how_fast_a_node_is(bus: Bus, routers: Routers
         await heard(router, 1)
         submission = a_submission(prompt_tokens=1000)
         key = JobKey("acme", "job_taught")
-        router._fold(key, "new", submission, 10, 1_000)
+        router.board.fold(key, "new", submission, 10, 1_000)
         done = a_completion(
             submission, 10, node=worker.node, usage=Usage(prompt_tokens=1000, completion_tokens=100),
             timings=Timings(prefill=2.0, decode=10.0),
         )  # fmt: skip
         before = router.scheduler.pricing.speed(router.fleet.nodes[worker.node], "m:1")
-        router._fold(key, "done", done, 11, 2_000)
+        router.board.fold(key, "done", done, 11, 2_000)
         after = router.scheduler.pricing.speed(router.fleet.nodes[worker.node], "m:1")
         assert before != after
         assert (round(after.prefill_s, 6), round(after.decode_s, 6)) == (0.002, 0.1)
