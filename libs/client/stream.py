@@ -8,7 +8,6 @@ import asyncio
 import math
 import random
 import time
-from collections import deque
 from collections.abc import AsyncGenerator, Iterator
 
 from libs.client.calls import PASSING, Calls
@@ -16,6 +15,7 @@ from libs.client.errors import ArrieroError, NotConnected, PositionLost, ending_
 from libs.client.events import End, Reset, StreamEvent, event_of
 from libs.client.place import Ask, Place
 from libs.common.bus.connection import Message, Subscription
+from libs.common.chunk_queue import Chunk, ChunkQueue
 from libs.common.contracts import subjects
 from libs.common.contracts.api import Piece, decode_piece
 from libs.common.contracts.codec import Malformed
@@ -29,9 +29,6 @@ QUEUED_LOOK_S = (15.0, 30.0)  # while a job waits nobody speaks; a lost hint cos
 SOON_S = 0.5
 WATCH_S = 10.0  # a gateway watches along so long,
 RENEW_S = 5.0  # and the next, perhaps another one, begins before: one may be killed
-# Bytes that a slow reader may leave waiting; then they are dropped and read again by offset.
-MAX_INBOX = 2 * 1024 * 1024
-ENTRY_COST = 200  # of one chunk in the inbox besides its bytes
 
 
 class Stream:
@@ -45,8 +42,7 @@ class Stream:
         self._takes_reset = takes_reset
         self._patience = patience
         self._trouble_since = math.inf
-        self._inbox: deque[tuple[int, int, bytes]] = deque()
-        self._inbox_bytes = 0
+        self._chunks = ChunkQueue()
         self._doubts = 0
         self._looked_at = 0.0  # all times are monotonic
         self._not_before = 0.0  # after a failure
@@ -88,8 +84,8 @@ class Stream:
         """Ends when the job has succeeded. Raises JobFailed when it ended otherwise, PositionLost, ArrieroError."""
         place = self._place
         while True:
-            shown = place.chunk(*self._pop()) if self._inbox else b""
-            if not shown and not self._inbox and time.monotonic() >= self._due():
+            shown = place.chunk(*self._chunks.pop()) if self._chunks else b""
+            if not shown and not self._chunks and time.monotonic() >= self._due():
                 shown = await self._look()
             for event in self._events(shown):
                 if isinstance(event, End):
@@ -107,7 +103,7 @@ class Stream:
                 yield Reset()
             if self._watching is None and place.position.offset:
                 self._watching = asyncio.create_task(self._watch_along(), name="arriero.watch")
-            if not self._inbox and time.monotonic() < (due := self._due()):
+            if not self._chunks and time.monotonic() < (due := self._due()):
                 await self._wait(due)
             if self._calls.bus.lost.is_set():
                 raise NotConnected("the connection to NATS is closed")
@@ -140,11 +136,7 @@ class Stream:
             offset, chunk = parse_frame(message.data)
         except (ValueError, Malformed):
             return
-        if self._inbox_bytes + len(chunk) + ENTRY_COST > MAX_INBOX:
-            self._inbox.clear()  # the offsets will show the gap, and a gateway fills it
-            self._inbox_bytes = 0
-        self._inbox.append((epoch, offset, chunk))
-        self._inbox_bytes += len(chunk) + ENTRY_COST
+        self._chunks.add(Chunk(epoch, offset, chunk))
         if epoch == self._place.position.epoch:
             self._look_at = time.monotonic() + SILENCE_S
         self._news.set()
@@ -161,11 +153,6 @@ class Stream:
         elif hint.state is not JobState.QUEUED:
             self._look_at = min(self._look_at, time.monotonic() + SILENCE_S)
         self._news.set()
-
-    def _pop(self) -> tuple[int, int, bytes]:
-        entry = self._inbox.popleft()
-        self._inbox_bytes -= len(entry[2]) + ENTRY_COST
-        return entry
 
     # -- what is asked for ---------------------------------------------------------------------------------------------
 

@@ -4,11 +4,7 @@ It subscribes before it reads the folder, so that nothing falls in between; ever
 settled by asking the worker, then the leader. While it lives it answers the router's question what has been shown.
 """
 
-import asyncio
-import math
 import random
-import time
-from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from typing import NamedTuple, TypeAlias
 
@@ -16,6 +12,7 @@ import structlog
 
 from libs.common.bus.connection import Bus, Message, Subscription
 from libs.common.bus.failures import BusError
+from libs.common.chunk_queue import Chunk, ChunkQueue
 from libs.common.contracts import subjects
 from libs.common.contracts.codec import Malformed, encode
 from libs.common.contracts.control import Read, decode_freeze
@@ -27,16 +24,13 @@ from libs.common.folder import Entry, Facts
 from libs.common.journal import Journal
 from libs.common.positions import Assembler, carry
 from services.gateway.dialects import NOT_FOUND_JOB
+from services.gateway.patience import Patience
 from services.gateway.sse import END_PREFIX
 
 log = structlog.get_logger()
 
 SILENCE_S = 3.0  # a live attempt says something every second
 QUEUED_LOOK_S = (15.0, 30.0)  # while a job waits nobody speaks; a lost hint costs this much at most
-AFTER_FAILURE_S = 0.5
-# Bytes that a slow reader may leave waiting; then they are dropped and read again by offset.
-MAX_INBOX = 2 * 1024 * 1024
-ENTRY_COST = 200  # of one chunk in the inbox besides its bytes: tokens are small, so this is most of it
 
 
 class Changed(NamedTuple):
@@ -80,16 +74,12 @@ class Watch:
         self._binding: Binding | None = None
         self._known = 0  # sequence of the newest record seen
         self._frozen = 0  # nothing of this epoch and older ones is shown any more
-        self._inbox: deque[tuple[int, int, bytes]] = deque()
-        self._inbox_bytes = 0
+        self._chunks = ChunkQueue()
         self._unexplained = 0  # an epoch that came before the folder could explain it
         self._missed = 0  # an epoch whose first chunks were dropped for that reason
         self._look = True
         self._doubt = False  # the log itself may miss something: ask the worker
-        self._look_at = 0.0  # when patience ends (monotonic)
-        self._again_at = math.inf  # when what failed is tried again, whatever comes in between
-        self._timer: asyncio.TimerHandle | None = None
-        self._news = asyncio.Event()
+        self._patience = Patience(self._look_anew)
         self._subscriptions: list[Subscription] = []
 
     async def __aenter__(self) -> "Watch":
@@ -107,8 +97,7 @@ class Watch:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
+        self._patience.stop()
         for subscription in self._subscriptions:
             await subscription.stop()
 
@@ -122,8 +111,8 @@ class Watch:
         """Ends after the end event. Raises Failed: job_not_found, position_lost."""
         while True:
             # Before the folder: the end event and the hint of `done` come together, and the event needs no look-up.
-            while self._inbox and not self._held_up():
-                shown = self._take(*self._pop())
+            while self._chunks and not self._held_up():
+                shown = self._take(self._chunks.pop())
                 if shown is not None:
                     yield shown
                     if shown.ended:
@@ -133,7 +122,7 @@ class Watch:
                     yield item
                     if isinstance(item, Log) and item.ended:
                         return
-                if self._inbox and not self._held_up():
+                if self._chunks and not self._held_up():
                     continue  # what came meanwhile may be all there is to know
             if self._unverified and self._doubt and (reset := await self._verify()) is not None:
                 yield reset
@@ -142,8 +131,8 @@ class Watch:
                     yield repaired
                     if repaired.ended:
                         return
-            if not self._look and (not self._inbox or self._held_up()):
-                await self._wait()
+            if not self._look and (not self._chunks or self._held_up()):
+                await self._patience.wait()
 
     # -- what comes in -------------------------------------------------------------------------------------------------
 
@@ -156,14 +145,10 @@ class Watch:
             return
         if epoch <= self._frozen:
             return
-        if self._inbox_bytes + len(chunk) + ENTRY_COST > MAX_INBOX:
-            self._inbox.clear()  # the offsets will show the gap, and the worker fills it
-            self._inbox_bytes = 0
-        self._inbox.append((epoch, offset, chunk))
-        self._inbox_bytes += len(chunk) + ENTRY_COST
+        self._chunks.add(Chunk(epoch, offset, chunk))
         if self._assembler is not None and epoch == self._assembler.epoch:
             self._be_patient()  # others prove nothing: a fenced worker can go on talking for a while
-        self._news.set()
+        self._patience.news()
 
     def _on_hint(self, message: Message) -> None:
         try:
@@ -172,7 +157,7 @@ class Watch:
             return
         if hint.sequence > self._known:
             self._look = True
-            self._news.set()
+            self._patience.news()
 
     async def _on_freeze(self, message: Message) -> None:
         """The router took the job from its worker and asks what was shown; from here on nothing of that epoch is."""
@@ -190,23 +175,13 @@ class Watch:
     def _freeze(self, epoch: int) -> None:
         if epoch > self._frozen:
             self._frozen = epoch
-            self._inbox = deque(entry for entry in self._inbox if entry[0] > epoch)
-            self._inbox_bytes = sum(len(chunk) + ENTRY_COST for _, _, chunk in self._inbox)
-
-    def _pop(self) -> tuple[int, int, bytes]:
-        entry = self._inbox.popleft()
-        self._inbox_bytes -= len(entry[2]) + ENTRY_COST
-        return entry
-
-    def _put_back(self, epoch: int, offset: int, chunk: bytes) -> None:
-        self._inbox.appendleft((epoch, offset, chunk))
-        self._inbox_bytes += len(chunk) + ENTRY_COST
+            self._chunks.forget(epoch)
 
     def _held_up(self) -> bool:
-        """Must the inbox wait: for the place of the reader to be known, or for the folder to explain its first epoch?"""
+        """Must the chunks wait: for the place of the reader to be known, or for the folder to explain its first epoch?"""
         if self._assembler is None:
             return self._look
-        return self._unverified or (self._look and self._inbox[0][0] > self._assembler.epoch)
+        return self._unverified or (self._look and self._chunks.epoch > self._assembler.epoch)
 
     # -- the folder ----------------------------------------------------------------------------------------------------
 
@@ -217,7 +192,7 @@ class Watch:
             newest = await self._journal.newest(self.key)
         except BusError as error:
             log.info("watch.delayed", job_id=self.key.job, error=str(error))
-            self._try_again()
+            self._patience.try_again()
             return
         if newest is None or newest.facts is None:
             raise Failed(NOT_FOUND_JOB)
@@ -271,7 +246,7 @@ class Watch:
             whole = await self._journal.body(self.key, newest)
         except BusError as error:
             log.info("watch.delayed", job_id=self.key.job, error=str(error))
-            self._try_again()
+            self._patience.try_again()
             return
         if whole is None:
             raise Failed(NOT_FOUND_JOB)
@@ -296,22 +271,23 @@ class Watch:
 
     # -- the live log --------------------------------------------------------------------------------------------------
 
-    def _take(self, epoch: int, offset: int, chunk: bytes) -> Log | None:
+    def _take(self, chunk: Chunk) -> Log | None:
+        epoch = chunk.epoch
         if epoch <= self._frozen:
             return None
         if self._assembler is None or epoch > self._assembler.epoch:
             if self._unexplained != epoch:  # the folder has to explain it first
                 self._unexplained = epoch
-                self._put_back(epoch, offset, chunk)
+                self._chunks.put_back(chunk)
                 self._look = True
             else:
                 self._missed = epoch  # it could not: looked at again soon, and then the worker is asked
-                self._try_again()
+                self._patience.try_again()
             return None
         if epoch < self._assembler.epoch:
             return None
         before, received = Position(epoch, self._assembler.shown), self._assembler.received
-        events = self._assembler.feed(offset, chunk)
+        events = self._assembler.feed(chunk.offset, chunk.data)
         if self._assembler.received > received:
             self._doubt = False  # it joins on to what is there, so nothing before it was missed
         return Log(before, events, _ends(events)) if events else None
@@ -326,16 +302,16 @@ class Watch:
                 found = await self._read(before)
             except (BusError, Malformed) as error:
                 log.info("watch.read_failed", job_id=self.key.job, error=str(error))
-                self._try_again()
+                self._patience.try_again()
                 return
-            shown = self._take(assembler.epoch, *found) if found and found[1] else None
+            shown = self._take(Chunk(assembler.epoch, *found)) if found and found[1] else None
             if shown is not None:
                 yield shown
                 if shown.ended:
                     return
             if assembler.received == before:
                 if assembler.gap:
-                    self._try_again()
+                    self._patience.try_again()
                     assembler.forget_parked()
                 return
 
@@ -348,16 +324,16 @@ class Watch:
         try:
             found = await self._read(assembler.shown - 1)
             if found is None and await self._read(0) is None:
-                self._try_again()  # the run has not come there yet, or is not there any more
+                self._patience.try_again()  # the run has not come there yet, or is not there any more
                 return None
         except (BusError, Malformed) as error:
             log.info("watch.read_failed", job_id=self.key.job, error=str(error))
-            self._try_again()
+            self._patience.try_again()
             return None
         self._doubt = True
         if found is not None and found[1][:1] == b"\n":
             self._unverified = False
-            self._put_back(assembler.epoch, *found)
+            self._chunks.put_back(Chunk(assembler.epoch, *found))
             return None
         reset = self._void()
         self._assembler = Assembler(Position(assembler.epoch, 0))
@@ -376,34 +352,10 @@ class Watch:
     # -- patience ------------------------------------------------------------------------------------------------------
 
     def _be_patient(self) -> None:
-        self._look_at = time.monotonic() + (SILENCE_S if self._binding is not None else random.uniform(*QUEUED_LOOK_S))
+        self._patience.last(SILENCE_S if self._binding is not None else random.uniform(*QUEUED_LOOK_S))
 
-    def _try_again(self) -> None:
-        self._again_at = min(self._again_at, time.monotonic() + AFTER_FAILURE_S)
-        if self._timer is not None:
-            self._timer.cancel()
-            self._arm()
-
-    async def _wait(self) -> None:
-        """Until there is news, or patience ends."""
-        self._news.clear()
-        if self._timer is None:
-            self._arm()
-        await self._news.wait()
-
-    def _arm(self) -> None:
-        # One timer that goes on while tokens come: a time-out of its own for each wait would cost more than the token.
-        delay = max(0.0, min(self._look_at, self._again_at) - time.monotonic())
-        self._timer = asyncio.get_running_loop().call_later(delay, self._tick)
-
-    def _tick(self) -> None:
-        self._timer = None
-        if time.monotonic() < min(self._look_at, self._again_at):
-            self._arm()
-            return
-        self._again_at = math.inf
+    def _look_anew(self) -> None:
         self._look = self._doubt = True
-        self._news.set()
 
 
 def _ends(events: bytes) -> bool:

@@ -22,6 +22,7 @@ from libs.client import (
 )
 from libs.client import stream as stream_module
 from libs.client.place import Ask
+from libs.common import chunk_queue
 from libs.common.bus.connection import Bus
 from libs.common.contracts.events import End, Event, line
 from libs.common.contracts.faults import Code, Fault
@@ -471,10 +472,10 @@ async def test_who_stops_reading_leaves_nothing_behind(arriero: Arriero, script:
 
 
 @pytest.mark.usefixtures("patient")
-async def test_a_slow_reader_leaves_a_bounded_inbox_and_still_gets_every_event(
+async def test_a_slow_reader_leaves_a_bounded_queue_and_still_gets_every_event(
     arriero: Arriero, script: Script, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stream_module, "MAX_INBOX", 5_000)
+    monkeypatch.setattr(chunk_queue, "MAX_WAITING", 5_000)
     texts = [f"{n} " for n in range(500)]
     async with reading(arriero.job(script.key.job)) as reader:
         await script.bind()
@@ -484,9 +485,16 @@ async def test_a_slow_reader_leaves_a_bounded_inbox_and_still_gets_every_event(
         reader.go.clear()
         for text in texts:
             await script.write(events(text))
-            assert stream._inbox_bytes <= 5_000
-        await arriero.job(script.key.job).status()  # on the same connection, so all chunks have come
-        assert stream._inbox_bytes == sum(len(chunk) + 200 for _, _, chunk in stream._inbox) <= 5_000
+            await asyncio.sleep(0)
+            assert stream._chunks.size <= 5_000
+        last = len(script.log) - len(events(texts[-1]))
+
+        def all_came() -> bool:
+            newest = stream._chunks.newest
+            return newest is not None and newest.offset == last
+
+        await eventually(all_came)
+        assert stream._chunks.size <= 5_000
         reader.go.set()
         await script.end()
         await eventually(lambda: reader.ended)

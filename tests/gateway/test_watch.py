@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 import msgspec
 import pytest
 
+from libs.common import chunk_queue
 from libs.common.bus.connection import Bus
 from libs.common.bus.failures import BusError
 from libs.common.contracts.events import START, Position, parse_frame
@@ -14,9 +15,10 @@ from libs.common.contracts.jobs import Binding, Completion, PastEpoch
 from libs.common.contracts.subjects import JobKey
 from libs.common.folder import Entry
 from libs.common.states import JobState
+from services.gateway import patience
 from services.gateway import watch as watch_module
 from services.gateway.sse import log_frames
-from services.gateway.watch import MAX_INBOX, Changed, Log, Reset, Watch
+from services.gateway.watch import Changed, Log, Reset, Watch
 from tests.gateway.scripted import END, Reader, Script, events, reading
 from tests.support.nats_server import NatsServer, connected
 from tests.support.waiting import eventually
@@ -42,14 +44,15 @@ async def script(bus: Bus) -> AsyncIterator[Script]:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Patience of milliseconds, for tests in which it has to end."""
     monkeypatch.setattr(watch_module, "SILENCE_S", 0.3)
-    monkeypatch.setattr(watch_module, "AFTER_FAILURE_S", 0.05)
+    monkeypatch.setattr(patience, "AFTER_FAILURE_S", 0.05)
     monkeypatch.setattr(watch_module, "QUEUED_LOOK_S", (0.2, 0.3))
 
 
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Patience that never ends within a test: what is seen was not found by looking again."""
-    for name, value in {"SILENCE_S": 60.0, "AFTER_FAILURE_S": 60.0, "QUEUED_LOOK_S": (60.0, 60.0)}.items():
+    monkeypatch.setattr(patience, "AFTER_FAILURE_S", 60.0)
+    for name, value in {"SILENCE_S": 60.0, "QUEUED_LOOK_S": (60.0, 60.0)}.items():
         monkeypatch.setattr(watch_module, name, value)
 
 
@@ -151,7 +154,7 @@ async def test_it_subscribes_before_it_reads_so_nothing_falls_in_between(
         await at_the_folder.wait()
         script.silent = True
         await script.write(A, B)
-        await eventually(lambda: len(watch._inbox) == 2)
+        await eventually(lambda: len(watch._chunks) == 2)
         read_on.set()
         await eventually(lambda: reader.text == A + B)
         reader.task.cancel()
@@ -169,7 +172,8 @@ async def test_a_reader_that_joins_late_catches_up_from_the_worker_and_then_foll
     await script.write(A, B)
     await script.journal.newest(script.key)  # asked behind the chunks, so they are through before anybody listens
     async with reading(Watch(gateway, script.key)) as reader:
-        await eventually(lambda: reader.text == A + B)
+        await eventually(lambda: script.reads == [0, len(A + B)])
+        assert reader.text == A + B
         await script.write(C)
         whole = await script.end()
         await eventually(lambda: reader.ended)
@@ -568,7 +572,7 @@ async def test_a_place_inside_an_event_shows_nothing_while_the_worker_cannot_say
     async with reading(Watch(gateway, script.key, Position(epoch, len(LONG[0])))) as reader:
         await eventually(lambda: changes(reader) == ["bound"])
         await script.write(LONG[1])
-        await eventually(lambda: reader.watch._inbox)
+        await eventually(lambda: reader.watch._chunks)
         assert reader.text == b""
         script.silent = False
         await eventually(lambda: reader.text == LONG[1])
@@ -635,8 +639,8 @@ async def test_an_erased_job_is_not_found(gateway: Bus, script: Script) -> None:
 
 
 @pytest.mark.usefixtures("quick")
-async def test_a_slow_reader_leaves_a_bounded_inbox_and_still_gets_every_byte(gateway: Bus, script: Script) -> None:
-    """50 MB while the reader sleeps: the inbox is dropped when it is full, and read again by offset."""
+async def test_a_slow_reader_leaves_a_bounded_queue_and_still_gets_every_byte(gateway: Bus, script: Script) -> None:
+    """50 MB while the reader sleeps: the queue is dropped when it is full, and read again by offset."""
     await script.bind()
     piece = events("y" * 60_000)
     async with reading(Watch(gateway, script.key)) as reader:
@@ -649,10 +653,15 @@ async def test_a_slow_reader_leaves_a_bounded_inbox_and_still_gets_every_byte(ga
         for offset in range(begin, len(script.log), len(piece)):
             await script.say(offset, piece)
             await asyncio.sleep(0)  # what was sent has to be received, too, in this one process
-            most = max(most, sum(len(chunk) for _, _, chunk in reader.watch._inbox))
+            most = max(most, reader.watch._chunks.size)
         await script.say(len(script.log), b"")
-        await eventually(lambda: reader.watch._inbox and reader.watch._inbox[-1][1] == len(script.log), within=20)
-        assert most <= MAX_INBOX
+
+        def all_came() -> bool:
+            newest = reader.watch._chunks.newest
+            return newest is not None and newest.offset == len(script.log)
+
+        await eventually(all_came)
+        assert most <= chunk_queue.MAX_WAITING
         reader.go.set()
         whole = await script.end()
         await eventually(lambda: reader.ended, within=20)
@@ -660,14 +669,14 @@ async def test_a_slow_reader_leaves_a_bounded_inbox_and_still_gets_every_byte(ga
     assert reader.text == whole
 
 
-async def test_many_small_chunks_fill_the_inbox_too(gateway: Bus, script: Script) -> None:
+async def test_many_small_chunks_fill_the_queue_too(gateway: Bus, script: Script) -> None:
     """A token is smaller than what Python keeps around it, so the bytes alone would not bound the memory."""
     await script.bind()
     async with Watch(gateway, script.key) as watch:
         message = watch_module.Message(f"out.n.{script.key.client}.{script.key.job}.{script.newest}.c", b"0|", {}, "")
         for _ in range(50_000):
             watch._on_chunk(message)
-        assert len(watch._inbox) <= MAX_INBOX / watch_module.ENTRY_COST
+        assert len(watch._chunks) <= chunk_queue.MAX_WAITING / chunk_queue.ENTRY_COST
 
 
 async def test_a_closed_watch_leaves_no_subscription_and_no_timer(gateway: Bus, script: Script) -> None:
@@ -676,5 +685,6 @@ async def test_a_closed_watch_leaves_no_subscription_and_no_timer(gateway: Bus, 
         await eventually(lambda: changes(reader) == ["queued"])
         assert len(gateway._client._subs) == before + 3
     assert len(gateway._client._subs) == before
-    assert reader.watch._timer is not None
-    assert reader.watch._timer.cancelled()
+    timer = reader.watch._patience.timer
+    assert timer is not None
+    assert timer.cancelled()
