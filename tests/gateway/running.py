@@ -55,8 +55,8 @@ async def running_gateway(nats: NatsServer, **settings: Any) -> AsyncIterator[Ga
         tasks = [asyncio.create_task(task) for task in running.tasks.values()]
         try:
             async with served(running.ports[0], bound) as url:
-                checks = {name: check for name, check in running.checks.items() if name in ("clients", "fleet")}
-                await eventually(lambda: not any(check() for check in checks.values()), within=10)
+                checks = [running.checks[name] for name in ("clients", "revocations", "fleet")]
+                await eventually(lambda: not any(check() for check in checks))
                 yield Gateway(url, running, bus)
         finally:
             for task in tasks:

@@ -82,7 +82,8 @@ async def fleet(tmp_path: Path) -> AsyncIterator[SecuredServer]:
             started := await stack.enter_async_context(start_gateway(gateway, buses["gateway"])),
         ):
             await stack.enter_async_context(working(running))
-        await eventually(lambda: not any(started.checks[name]() for name in ("clients", "fleet")), within=10)
+        checks = [started.checks[name] for name in ("clients", "revocations", "fleet")]
+        await eventually(lambda: not any(check() for check in checks))
         yield server
 
 
@@ -120,7 +121,7 @@ async def model_of(server: SecuredServer) -> str:
         fault = (await ask(server, "submit", {"job": {"model": "no-such", "prompt": "x"}})).get("fault", {})
         return fault.get("code") == "model_not_found"
 
-    await eventually(known, within=10)
+    await eventually(known)
     return str(next(name for name in fault["details"]["models"] if "embed" not in name))
 
 

@@ -15,7 +15,7 @@ from services.gateway.endpoint import Reach, RouteSpec
 from services.gateway.http import Exchange
 from services.gateway.witness import ACTIONS, Witness
 from tests.gateway.conftest import Keys
-from tests.gateway.running import MODEL, Gateway, add_client
+from tests.gateway.running import MODEL, Gateway, add_client, add_node, running_gateway
 from tests.gateway.scripted import NODE
 from tests.support.nats_server import NatsServer, connected
 from tests.support.waiting import eventually
@@ -68,16 +68,16 @@ async def test_jobs_are_counted(bus: Bus, gateway: Gateway, alice: httpx.AsyncCl
     assert [(r.actor, r.action, r.count) for r in rest] == [("alice", "job.submit", 4), ("", "service.stop", 1)]
 
 
-async def test_refused_credentials_name_the_key_and_never_the_secret(
-    bus: Bus, gateway: Gateway, keys: Keys, bob: httpx.AsyncClient
-) -> None:
+async def test_refused_credentials_name_the_key_and_never_the_secret(nats: NatsServer, bus: Bus, keys: Keys) -> None:
     other = await add_client(bus, "carol", disabled=True)
-    for credential in (other, keys.bob[:-1] + "x", "no-credential-at-all", ""):
-        async with gateway.client(credential) as client:
-            for _ in range(3):
-                assert (await client.get("/jobs")).status_code == 401
-    assert (await bob.get("/nodes")).status_code == 403
-    found = await trail(bus, 5)
+    async with running_gateway(nats) as gateway:
+        for credential in (other, keys.bob[:-1] + "x", "no-credential-at-all", ""):
+            async with gateway.client(credential) as client:
+                for _ in range(3):
+                    assert (await client.get("/jobs")).status_code == 401
+        async with gateway.client(keys.bob) as bob:
+            assert (await bob.get("/nodes")).status_code == 403
+        found = await trail(bus, 5)
 
     assert [told(record)[:2] for record in found] == [("credential.refuse", "denied")] * 4 + [
         ("scope.refuse", "denied")
@@ -148,14 +148,17 @@ async def test_work_that_lasts_is_told_once_unless_it_fails(bus: Bus) -> None:
     ]
 
 
-async def test_calls_over_nats_are_recorded_the_same_way(nats: NatsServer, bus: Bus, gateway: Gateway) -> None:
+async def test_calls_over_nats_are_recorded_the_same_way(nats: NatsServer, bus: Bus) -> None:
     await add_client(bus, "svc")
     await add_client(bus, "reader", scopes=(Scope.JOBS_READ,))
-    for client in ("svc", "reader", "nobody"):
-        async with connected(nats, user=client) as own:
-            for verb in ("submit", "list"):
-                await own.request(f"api.{client}.{verb}", encode({"job": {"model": MODEL, "prompt": "hello"}}))
-    found = await trail(bus, 4)
+    await add_node(bus, MODEL)
+    async with running_gateway(nats):
+        for client in ("svc", "reader", "nobody"):
+            async with connected(nats, user=client) as own:
+                for verb in ("submit", "list"):
+                    asked = encode({"job": {"model": MODEL, "prompt": "hello"}})
+                    await own.request(f"api.{client}.{verb}", asked, timeout=20)
+        found = await trail(bus, 4)
 
     assert [(r.actor, r.credential, *told(r)) for r in found] == [
         ("svc", "nats", "job.submit", "allowed", "", ""),

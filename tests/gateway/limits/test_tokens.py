@@ -297,12 +297,12 @@ async def test_jobs_at_nodes_are_bounded_by_the_router_whichever_gateway_they_ca
                 view = (await client.get(f"/jobs/{made.json()['id']}", params={"wait": 30})).json()
                 assert view["state"] == "succeeded"
 
-            async def knows_the_model() -> bool:
-                return bool((await other.get("/v1/models")).json()["data"])
+            async def know_client_and_model() -> bool:
+                return all([bool((await http.get("/v1/models")).json().get("data")) for http in (one, other)])
 
-            await eventually(knows_the_model)
+            await eventually(know_client_and_model)
             await asyncio.gather(*(run(client) for client in (one, other) * 6))
-        assert len(most) >= 24
+        await eventually(lambda: len(most) >= 24)
         assert max(most) == 1
 
 
