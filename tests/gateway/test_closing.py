@@ -9,6 +9,8 @@ from services.gateway.http import Exchange, Receive, Scope, Send
 from tests.support.http import free_socket
 from tests.support.waiting import eventually
 
+PATIENT_S = 20.0  # for what comes at once, with every core busy
+
 
 async def app(scope: Scope, receive: Receive, send: Send) -> None:
     await Exchange(scope, receive, send).respond_json(200, {})
@@ -28,9 +30,9 @@ async def test_a_request_that_is_on_its_way_when_the_port_closes_is_answered() -
     with pytest.raises(ConnectionRefusedError):
         await eventually(lambda: asyncio.open_connection(*address))
     writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-    assert b"200 OK" in await asyncio.wait_for(reader.read(), 5)
+    assert b"200 OK" in await asyncio.wait_for(reader.read(), PATIENT_S)
     writer.close()
-    await asyncio.wait_for(serving, 5)
+    await asyncio.wait_for(serving, PATIENT_S)
 
 
 async def test_who_never_asks_does_not_hold_the_end_up() -> None:
@@ -41,6 +43,6 @@ async def test_who_never_asks_does_not_hold_the_end_up() -> None:
     reader, writer = await asyncio.open_connection(*bound.getsockname())
     await eventually(lambda: server.server_state.connections)
     server.should_exit = True
-    await asyncio.wait_for(serving, 5)
-    assert await asyncio.wait_for(reader.read(), 5) == b""
+    await asyncio.wait_for(serving, PATIENT_S)
+    assert await asyncio.wait_for(reader.read(), PATIENT_S) == b""
     writer.close()

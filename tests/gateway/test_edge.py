@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+from typing import Any
 
 import httpx
 import pytest
@@ -113,7 +114,12 @@ async def test_log_lines_of_a_request_have_its_id_and_no_others(
     """All on one connection: what one request has bound must not stay for the next one."""
     for n in range(3):
         assert (await alice.get("/v1/models", headers={"X-Request-Id": f"mine-{n}"})).status_code == 200
-    lines = [json.loads(line) for line in log_lines.getvalue().splitlines() if "request.answered" in line]
+
+    def answered() -> list[dict[str, Any]]:
+        return [json.loads(line) for line in log_lines.getvalue().splitlines() if "request.answered" in line]
+
+    await eventually(lambda: len(answered()) == 3)  # a line is written when its answer has gone
+    lines = answered()
     assert [line["request_id"] for line in lines] == ["mine-0", "mine-1", "mine-2"]
     assert [line["route"] for line in lines] == ["/v1/models"] * 3
 

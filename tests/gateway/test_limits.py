@@ -187,7 +187,7 @@ async def _trickle(address: httpx.URL, keys: Keys) -> None:
 
     trickling = asyncio.create_task(trickle())
     try:
-        assert b"408 Request Timeout" in await asyncio.wait_for(reader.readline(), 10)
+        assert b"408 Request Timeout" in await asyncio.wait_for(reader.readline(), 20)
     finally:
         trickling.cancel()
         writer.close()
@@ -225,13 +225,13 @@ async def test_waits_of_one_service_do_not_use_up_what_all_have(
         before = gateway.subscriptions
         waiting = [asyncio.create_task(one.request("api.alice.get", wait, timeout=30)) for _ in range(2)]
         await eventually(lambda: gateway.subscriptions == before + 6)
-        assert b"overloaded" in await one.request("api.alice.get", wait)
-        assert b'"ok"' in await other.request("api.bob.list")
+        assert b"overloaded" in await one.request("api.alice.get", wait, timeout=20)
+        assert b'"ok"' in await other.request("api.bob.list", timeout=20)
         script = await adopt(bus, job)
         await script.bind()
         await script.finish()
         assert all(b'"ok"' in answer for answer in await asyncio.gather(*waiting))
-        assert b'"ok"' in await one.request("api.alice.get", wait)
+        assert b'"ok"' in await one.request("api.alice.get", wait, timeout=20)
 
 
 @contextlib.asynccontextmanager

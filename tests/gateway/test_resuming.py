@@ -22,7 +22,7 @@ from libs.common.states import JobState
 from tests.gateway.conftest import Keys, adopt
 from tests.gateway.running import MODEL, Gateway, running_gateway
 from tests.gateway.scripted import Script, events
-from tests.gateway.test_openai_routes import BODY, CHAT, Jobs, asking, failing
+from tests.gateway.test_openai_routes import BODY, CHAT, PATIENT_S, Jobs, asking, failing
 from tests.support.clients import Sse, parse_sse
 from tests.support.nats_server import NatsServer
 from tests.support.waiting import eventually
@@ -31,7 +31,6 @@ CALL = line(Event(tool_call=msgspec.Raw(b'{"function":{"name":"weather","argumen
 THOUGHT = line(Event(thinking="hm"))
 STREAMED: dict[str, Any] = {"stream": True, "stream_options": {"include_usage": True}}
 KEYED = {"Idempotency-Key": "k-1"}
-ANSWER_S = 20.0  # for what is answered at once, with every core busy
 EVERYTHING = [THOUGHT, events("Hello "), CALL, CALL, events("world")]
 
 
@@ -132,7 +131,7 @@ async def test_a_running_stream_is_cut_and_goes_on_at_another_gateway(
     async with script.answering():
         await script.bind()
         await script.write(THOUGHT, CALL)
-        response = await asyncio.wait_for(sending, 5)
+        response = await asyncio.wait_for(sending, PATIENT_S)
         first = ""
         async for piece in response.aiter_text():
             first += piece
@@ -145,7 +144,7 @@ async def test_a_running_stream_is_cut_and_goes_on_at_another_gateway(
         await eventually(lambda: watched(script))
         await script.write(CALL, events("done"))
         await script.end()
-        second = (await asyncio.wait_for(rest, 10)).text
+        second = (await asyncio.wait_for(rest, PATIENT_S)).text
         whole = (await elsewhere.get(path, params={"stream": "true"})).text
     assert first + second == whole
     made = deltas(parse_sse(whole))
@@ -189,7 +188,7 @@ async def test_the_whole_completion_is_there_as_often_as_it_is_asked_for(
         await eventually(lambda: watched(script))
         assert not waiting.done(), "it waits for the end, as the first one does"
         await script.end()
-        first, second = await answering, await asyncio.wait_for(waiting, 10)
+        first, second = await answering, await asyncio.wait_for(waiting, PATIENT_S)
     assert first.content == second.content == (await alice.get(f"{CHAT}/{script.key.job}")).content
     assert first.json()["created"] == script.created_ms // 1000
 
@@ -245,7 +244,7 @@ async def test_who_goes_on_never_begins_another_answer(alice: httpx.AsyncClient,
         ({"Last-Event-ID": "5.7"}, STREAMED, 400, "invalid_request"),
         ({**KEYED, "Last-Event-ID": "5.7"}, {}, 400, "invalid_request"),
     ):
-        async with asyncio.timeout(ANSWER_S):  # one that begins would wait for a node that is not there
+        async with asyncio.timeout(PATIENT_S):  # one that begins would wait for a node that is not there
             answer = await alice.post(CHAT, json=BODY | more, headers=headers)
         assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
     assert (await bus.api("STREAM.INFO.JOBS"))["state"]["last_seq"] == before
@@ -269,7 +268,7 @@ async def test_a_job_that_goes_while_its_reader_comes_back_is_not_begun_again(
         return found
 
     monkeypatch.setattr(Journal, "newest", look_once_more)
-    async with asyncio.timeout(ANSWER_S):
+    async with asyncio.timeout(PATIENT_S):
         answer = await alice.post(CHAT, json=BODY | STREAMED, headers={"Last-Event-ID": parse_sse(text)[0].id})
     assert seen >= looks
     assert (answer.status_code, answer.json()["error"]["code"]) == (409, "position_lost")
@@ -279,7 +278,7 @@ async def test_a_job_that_goes_while_its_reader_comes_back_is_not_begun_again(
 async def test_who_goes_on_with_another_request_is_told(alice: httpx.AsyncClient, jobs: Jobs) -> None:
     _, text = await uncut(alice, jobs, events("one "))
     at = parse_sse(text)[0].id
-    async with asyncio.timeout(ANSWER_S):
+    async with asyncio.timeout(PATIENT_S):
         answer = await alice.post(CHAT, json=BODY | STREAMED | {"seed": 5}, headers={"Last-Event-ID": at})
     assert (answer.status_code, answer.json()["error"]["code"]) == (422, "idempotency_mismatch")
 

@@ -29,7 +29,7 @@ async def test_the_first_request_waits_until_clients_and_fleet_are_known(bus: Bu
         done, _ = await asyncio.wait([asking], timeout=0.2)
         assert not done
         async with working(running):
-            assert (await asyncio.wait_for(asking, 10)).status_code == 202
+            assert (await asyncio.wait_for(asking, 20)).status_code == 202
 
 
 async def test_it_does_not_wait_for_ever(bus: Bus, keys: Keys, monkeypatch: pytest.MonkeyPatch) -> None:

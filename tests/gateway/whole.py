@@ -62,5 +62,5 @@ async def whole(
             answer = await client.get("/v1/models")
             return answer.status_code == 200 and MODEL in [model["id"] for model in answer.json()["data"]]
 
-        await eventually(knows_the_model, within=10)
+        await eventually(knows_the_model)
         yield gateway, client

@@ -152,7 +152,7 @@ async def test_over_the_limit_a_repeated_submit_still_gets_its_job(
 
             async def ask(verb: str, payload: bytes) -> object:
                 await own.publish(f"api.acme.{verb}", payload, reply=inbox)
-                return decode_answer(await asyncio.wait_for(answers.get(), 10))
+                return decode_answer(await asyncio.wait_for(answers.get(), 20))
 
             for verb, asked in (
                 ("submit", Submit(job=msgspec.Raw(encode(body)))),
