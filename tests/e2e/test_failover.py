@@ -38,12 +38,20 @@ SIM = (
 )
 
 
+SPARE = 3  # tokens that are on their way when enough have been seen
+
+
 class Fleet:
     """Two nodes that hold the same models, and an Arriero in front of them."""
 
     def __init__(self, stack: Stack, sims: dict[str, SimProcess]) -> None:
         self.stack = stack
         self.sims = sims
+
+    def hold(self, after: int) -> None:
+        """Of the next job nothing ends before `cut` has struck, however late this process gets to that."""
+        for sim in self.sims.values():
+            sim.hold(after + SPARE)
 
 
 @pytest.fixture
@@ -75,6 +83,8 @@ def cut(fleet: Fleet, client: httpx.Client, job: str, after: int, *, worker: boo
             got += piece
             if not node and got.count("event: token\n") >= after:
                 node = client.get(f"/jobs/{job}").json()["node"]
+                for sim in fleet.sims.values():
+                    sim.hold_no_more()
                 fleet.stack.kill(f"worker-{node}") if worker else fleet.sims[node].kill()
     return got, node
 
@@ -85,6 +95,7 @@ def test_another_node_goes_on_from_what_was_shown(fleet: Fleet, model: str) -> N
     body = {"model": model, "messages": [{"role": "user", "content": "Go on, please. [[tokens=60]]"}]}
     with http(fleet.stack) as client:
         uncut = text_of(client.get(f"/jobs/{client.post('/jobs', json=body).json()['id']}/stream").text)
+        fleet.hold(15)
         job = client.post("/jobs", json=body).json()["id"]
         got, node = cut(fleet, client, job, 15, worker=False)
         view = wait_final(client, job)
@@ -106,6 +117,7 @@ def test_a_killed_worker_is_continued_too_also_inside_a_thought(fleet: Fleet) ->
     with http(fleet.stack) as client:
         uncut = client.get(f"/jobs/{client.post('/jobs', json=body).json()['id']}/stream").text
         for after in (12, 55):
+            fleet.hold(after)
             job = client.post("/jobs", json=body).json()["id"]
             got, _ = cut(fleet, client, job, after, worker=True)
             assert wait_final(client, job)["state"] == "succeeded"
@@ -116,6 +128,7 @@ def test_an_openai_stream_does_not_notice(fleet: Fleet) -> None:
     """The chat client sees one stream of one completion, to its regular end."""
     official = openai_client(fleet.stack)
     said, killed = "", False
+    fleet.hold(30)
     with http(fleet.stack) as client:
         stream = official.chat.completions.create(
             model="native:1", messages=[{"role": "user", "content": "Chat. [[tokens=50]]"}], stream=True
@@ -125,12 +138,15 @@ def test_an_openai_stream_does_not_notice(fleet: Fleet) -> None:
             said += chunk.choices[0].delta.content or ""
             reasons.append(chunk.choices[0].finish_reason)
             if not killed and len(said.split()) > 10:
+                for sim in fleet.sims.values():
+                    sim.hold_no_more()
                 job = stream.response.headers["arriero-job-id"]
                 fleet.sims[client.get(f"/jobs/{job}").json()["node"]].kill()
                 killed = True
         whole = official.chat.completions.create(
             model="native:1", messages=[{"role": "user", "content": "Chat. [[tokens=50]]"}]
         )
+    assert killed
     assert said == whole.choices[0].message.content
     assert reasons[-1] == "stop"
 
@@ -153,6 +169,7 @@ def test_text_is_continued_though_the_model_might_have_called_a_tool(fleet: Flee
     body = {"model": model, "messages": [{"role": "user", "content": "No tool. [[tokens=60]]"}], "tools": TOOLS}
     with http(fleet.stack) as client:
         uncut = text_of(client.get(f"/jobs/{client.post('/jobs', json=body).json()['id']}/stream").text)
+        fleet.hold(15)
         job = client.post("/jobs", json=body).json()["id"]
         got, node = cut(fleet, client, job, 15, worker=False)
         view = wait_final(client, job)
@@ -174,6 +191,7 @@ def test_text_that_only_a_raw_prompt_continues_is_not_when_tools_are_offered(
     body = {"model": model, "messages": [{"role": "user", "content": asked}], "tools": TOOLS}
     with http(fleet.stack) as client:
         uncut = text_of(client.get(f"/jobs/{client.post('/jobs', json=body).json()['id']}/stream").text)
+        fleet.hold(20)
         job = client.post("/jobs", json=body).json()["id"]
         got, _ = cut(fleet, client, job, 20, worker=False)
         view = wait_final(client, job)
@@ -190,6 +208,7 @@ def test_what_cannot_be_continued_ends_with_a_clear_retryable_error(fleet: Fleet
     schema = {"type": "object", "properties": {f"field{n}": {"type": "string"} for n in range(12)}}
     body = {"model": "closed:1", "messages": [{"role": "user", "content": "JSON"}], "format": schema}
     with http(fleet.stack) as client:
+        fleet.hold(5)
         job = client.post("/jobs", json=body).json()["id"]
         got, _ = cut(fleet, client, job, 5, worker=False)
         view = wait_final(client, job)

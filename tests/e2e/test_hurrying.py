@@ -1,7 +1,6 @@
 """Who is asked twice to end waits no longer for its answers: it hands them over, and they go on as if nothing had been."""
 
 import signal
-import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -11,11 +10,11 @@ import pytest
 from tests.support.clients import ask, http, wait_final
 from tests.support.sim_process import SimProcess
 from tests.support.stack import Stack, running_stack
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.e2e
 
 TOKENS, SHOWN = 60, 20
-HANG = [{"kind": "hang", "after_tokens": SHOWN}]
 SIM = (
     "--models", "native:1=1GB:tools:native", "--seed", "7", "--slots", "4", "--disk-gbps", "100", "--decode-tps", "60",
 )  # fmt: skip
@@ -45,7 +44,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
 def begun(fleet: Fleet, client: httpx.Client) -> tuple[str, str]:
     """A job that its node will not end, some way into its answer; no later one hangs: (job, node)."""
     for sim in fleet.sims:
-        httpx.post(f"{sim.url}/sim/faults", json=HANG).raise_for_status()
+        sim.hold(SHOWN)
     body = {"model": "native:1", "messages": [{"role": "user", "content": ask(TOKENS)}]}
     job = client.post("/jobs", json=body).json()["id"]
     with client.stream("GET", f"/jobs/{job}/stream") as stream:
@@ -55,15 +54,13 @@ def begun(fleet: Fleet, client: httpx.Client) -> tuple[str, str]:
             if got.count("event: token\n") >= SHOWN:
                 break
     for sim in fleet.sims:
-        httpx.post(f"{sim.url}/sim/faults", json=[]).raise_for_status()
+        sim.hold_no_more()
     return job, client.get(f"/jobs/{job}").json()["node"]
 
 
 def wait_for_log(stack: Stack, name: str, event: str) -> None:
-    give_up = time.monotonic() + END_S
-    while event not in (stack.home / "logs" / f"{name}.log").read_text():
-        assert time.monotonic() < give_up, f"{name} never said {event}"
-        time.sleep(0.05)
+    log = stack.home / "logs" / f"{name}.log"
+    until(lambda: event in log.read_text(), within=END_S)
 
 
 def check_handed_over(client: httpx.Client, job: str) -> None:

@@ -24,16 +24,19 @@ LONG = 200  # tokens: ten seconds
 
 
 @pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+def sims() -> Iterator[list[SimProcess]]:
+    found = [SimProcess(*SIM), SimProcess(*SIM)]
+    yield found
+    for sim in found:
+        sim.kill()
+
+
+@pytest.fixture(scope="module")
+def stack(sims: list[SimProcess], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """Two nodes that hold the same model, two gateways. What is killed is started again."""
-    sims = [SimProcess(*SIM), SimProcess(*SIM)]
-    try:
-        arguments = ["--no-demo", "--gateways", "2", "--slots", "4", "--nodes", ",".join(sim.url for sim in sims)]
-        with running_stack(tmp_path_factory.mktemp("nats_client"), *arguments) as running:
-            yield running
-    finally:
-        for sim in sims:
-            sim.kill()
+    arguments = ["--no-demo", "--gateways", "2", "--slots", "4", "--nodes", ",".join(sim.url for sim in sims)]
+    with running_stack(tmp_path_factory.mktemp("nats_client"), *arguments) as running:
+        yield running
 
 
 @pytest.fixture
@@ -120,13 +123,24 @@ async def test_a_running_answer_is_cancelled(arriero: Arriero) -> None:
         await job.result(timeout=60)
 
 
-async def test_a_worker_is_killed_in_mid_answer(stack: Stack, arriero: Arriero) -> None:
+@contextlib.contextmanager
+def held(sims: list[SimProcess], tokens: int) -> Iterator[None]:
+    """No answer ends meanwhile; those that begin after it do."""
+    for sim in sims:
+        sim.hold(tokens)
+    yield
+    for sim in sims:
+        sim.hold_no_more()
+
+
+async def test_a_worker_is_killed_in_mid_answer(stack: Stack, sims: list[SimProcess], arriero: Arriero) -> None:
     """What came since the last segment, this service and the gateway that watched along have seen: nothing is lost of it."""
     whole = await uncut(arriero, LONG)
-    job = await submit(arriero)
-    reader = Reader(job)
-    await reader.has(50)
-    node = (await job.status())["node"]
+    with held(sims, LONG - 50):
+        job = await submit(arriero)
+        reader = Reader(job)
+        await reader.has(50)
+        node = (await job.status())["node"]
     old = stack.kill(f"worker-{node}")
     assert await reader.whole() == whole
     result = await job.result(timeout=60)
@@ -136,7 +150,7 @@ async def test_a_worker_is_killed_in_mid_answer(stack: Stack, arriero: Arriero) 
 
 
 async def test_all_gateways_are_killed_and_then_the_worker(
-    stack: Stack, arriero: Arriero, monkeypatch: pytest.MonkeyPatch
+    stack: Stack, sims: list[SimProcess], arriero: Arriero, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = await uncut(arriero, 2 * LONG)
     watches: list[float] = []
@@ -148,18 +162,18 @@ async def test_all_gateways_are_killed_and_then_the_worker(
         return await read(stream, position, **more)
 
     monkeypatch.setattr(Stream, "_read", noted)
-    job = await submit(arriero, 2 * LONG)
-    reader = Reader(job)
-    await reader.has(20)
-    pids = {name: stack.kill(name) for name in ("gateway", "gateway-2")}
-    before = len(reader.texts)
-    await reader.has(before + 20)
-    for name, old in pids.items():
-        await asyncio.to_thread(stack.wait_for_new_pid, name, old)
-    back = now()
-    await eventually(lambda: watches[-1] > back, within=60)  # one of the new ones watches along
-    await arriero.job(job.id).status()
-    node = (await job.status())["node"]
+    with held(sims, 2 * LONG - 50):
+        job = await submit(arriero, 2 * LONG)
+        reader = Reader(job)
+        await reader.has(20)
+        pids = {name: stack.kill(name) for name in ("gateway", "gateway-2")}
+        before = len(reader.texts)
+        await reader.has(before + 20)
+        for name, old in pids.items():
+            await asyncio.to_thread(stack.wait_for_new_pid, name, old)
+        back = now()
+        await eventually(lambda: watches[-1] > back, within=60)  # one of the new ones watches along
+        node = (await job.status())["node"]
     old = stack.kill(f"worker-{node}")
     assert await reader.whole() == whole
     assert (await job.status())["attempts"] == 2

@@ -2,6 +2,9 @@
 
 import subprocess
 import sys
+from typing import Any
+
+import httpx
 
 
 class SimProcess:
@@ -15,6 +18,17 @@ class SimProcess:
         assert self._process.stdout
         line = self._process.stdout.readline()
         self.url = next(word.rstrip("/.,") for word in line.split() if word.startswith("http://"))
+
+    def hold(self, after_tokens: int) -> None:
+        """The next answer says nothing more after so many tokens, and does not end: time to strike in its middle."""
+        self._faults([{"kind": "hang", "after_tokens": after_tokens}])
+
+    def hold_no_more(self) -> None:
+        """Answers that begin from now on; one that is held stays so."""
+        self._faults([])
+
+    def _faults(self, faults: list[dict[str, Any]]) -> None:
+        httpx.post(f"{self.url}/sim/faults", json=faults, timeout=30).raise_for_status()
 
     def kill(self) -> None:
         self._process.kill()
