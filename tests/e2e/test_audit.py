@@ -18,6 +18,7 @@ from libs.common.contracts.streams import JOBS, OUT, STREAMS
 from libs.common.credentials import api_keys
 from tests.support.clients import ask, chat_models, http, wait_final
 from tests.support.stack import Stack, running_stack
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.e2e
 
@@ -110,7 +111,8 @@ def test_a_process_that_is_killed_leaves_a_chain_without_a_goodbye_and_begins_an
     before = chains()
     pid = own.kill("gateway")
     own.wait_for_new_pid("gateway", pid)
-    assert len(chains() - before) == 1
+    begun = until(lambda: chains() - before)
+    assert len(begun) == 1
     code, said, error = verify(own)
 
     assert code == 0, error

@@ -10,13 +10,15 @@ import pytest
 
 from tests.support.clients import ask, chat_models, http, parse_sse, wait_final
 from tests.support.stack import Stack, running_stack
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.e2e
 
 
 @pytest.fixture(scope="module")
 def own_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    with running_stack(tmp_path_factory.mktemp("faults"), "--no-demo", "--gateways", "2") as running:
+    grace = ("--drain-grace", "30")  # an answer of half a second ends within it, with every core busy
+    with running_stack(tmp_path_factory.mktemp("faults"), "--no-demo", "--gateways", "2", *grace) as running:
         yield running
 
 
@@ -59,7 +61,7 @@ def test_a_stream_cut_by_a_gateways_death_goes_on_at_another_with_the_same_bytes
     up = own_stack.up
     second = up["gateway"].replace(str(own_stack.base), str(own_stack.base + 50))
     with http(own_stack) as client, http(own_stack, gateway=second) as other:
-        (job,) = submit_many(client, 1, 80)
+        (job,) = submit_many(client, 1, 300)
         got, killed = "", 0
         with contextlib.suppress(httpx.HTTPError), client.stream("GET", f"/jobs/{job}/stream") as stream:
             for piece in stream.iter_text():
@@ -99,7 +101,7 @@ def test_an_answer_whose_only_node_lost_its_worker_goes_on_when_it_is_back(
     own_stack: Stack, client: httpx.Client
 ) -> None:
     """Nobody else holds the model: the job waits with what was shown, and the same node's next boot goes on from there."""
-    (job,) = submit_many(client, 1, 100)
+    (job,) = submit_many(client, 1, 300)
     got, killed = "", 0
     with client.stream("GET", f"/jobs/{job}/stream") as stream:
         for piece in stream.iter_text():
@@ -124,6 +126,7 @@ def test_jobs_survive_a_restart_of_nats(own_stack: Stack, client: httpx.Client) 
                 killed = own_stack.kill("nats")
     own_stack.wait_for_new_pid("nats", killed)
     with http(own_stack) as fresh:
+        until(lambda: fresh.get("/jobs").status_code == 200)  # its gateway has found NATS again
         assert {wait_final(fresh, job)["state"] for job in jobs} == {"succeeded"}
         uncut = fresh.get(f"/jobs/{jobs[0]}/stream").text
     assert [e.raw for e in parse_sse(got) if e.id] == [e.raw for e in parse_sse(uncut) if e.id]
@@ -131,7 +134,7 @@ def test_jobs_survive_a_restart_of_nats(own_stack: Stack, client: httpx.Client) 
 
 def test_a_gateway_that_is_told_to_stop_lets_its_streams_finish(own_stack: Stack) -> None:
     with http(own_stack) as client:
-        (job,) = submit_many(client, 1, 60)
+        (job,) = submit_many(client, 1, 30)
         with client.stream("GET", f"/jobs/{job}/stream") as stream:
             got, killed = "", 0
             for piece in stream.iter_text():

@@ -3,8 +3,7 @@
 import json
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -12,9 +11,9 @@ import pytest
 
 from tests.support.clients import ask, http, wait_final
 from tests.support.stack import Stack, running_stack
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.e2e
-WITHIN_S = 30.0
 
 
 @pytest.fixture(scope="module")
@@ -61,13 +60,6 @@ def holders(fleet: Stack, name: str) -> set[str]:
     return {at["name"] for at in found["nodes"] if at["loaded"]} if found else set()
 
 
-def until(is_so: Callable[[], Any]) -> Any:
-    give_up = time.monotonic() + WITHIN_S
-    while not (found := is_so()):
-        assert time.monotonic() < give_up, "not in time"
-    return found
-
-
 def test_a_model_is_pulled_loaded_pinned_and_unloaded(fleet: Stack) -> None:
     first, second = sorted(nodes(fleet))
     assert {node["name"]: node["vram"] for node in said(fleet, "nodes")["nodes"]} == dict.fromkeys(
@@ -80,7 +72,7 @@ def test_a_model_is_pulled_loaded_pinned_and_unloaded(fleet: Stack) -> None:
     for name in (first, second):
         assert f"{name}: pulling " in pulled.stderr
         assert f"{name}: pulled 100 %" in pulled.stderr
-    until(lambda: len(model(fleet, "brand-new:1b")["nodes"]) == 2)
+    until(lambda: (listed := model(fleet, "brand-new:1b")) and len(listed["nodes"]) == 2)
 
     loaded = said(fleet, "models", "load", "brand-new:1b")["results"]
     assert [line["state"] for line in loaded] == ["done"]

@@ -5,8 +5,9 @@ from collections.abc import Iterator
 import pytest
 
 from tests.netns.network import Machine
-from tests.netns.world import NATS_PORT, World, inherited, until
+from tests.netns.world import NATS_PORT, World, inherited
 from tests.support.nats_server import binary
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.e2e
 

@@ -15,9 +15,10 @@ from services.auth.settings import AuthSettings
 from services.gateway.settings import GatewaySettings
 from services.router.settings import RouterSettings
 from services.worker.settings import WorkerSettings
-from tests.netns.world import DEPLOY, inherited, make_users, until
+from tests.netns.world import DEPLOY, inherited, make_users
 from tests.support.certificates import Authority
 from tests.support.nats_server import binary
+from tests.support.waiting import until
 
 CLASSES: dict[str, type[ServiceSettings]] = {
     "auth": AuthSettings, "gateway": GatewaySettings, "router": RouterSettings, "worker": WorkerSettings,

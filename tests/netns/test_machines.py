@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 
 from tests.netns.network import Machine
-from tests.netns.world import NATS_PORT, OPS, Reader, World, inherited, until
+from tests.netns.world import NATS_PORT, OPS, Reader, World, inherited
 from tests.support.clients import parse_sse
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.e2e
 

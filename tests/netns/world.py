@@ -1,6 +1,5 @@
 """Arriero on several machines as docs/multi-node.md sets it up: the files of deploy/, and nothing but environment."""
 
-import asyncio
 import contextlib
 import json
 import os
@@ -11,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +20,13 @@ from libs.cli.nats_users import Written, write
 from tests.netns.network import Machine, Network
 from tests.support.clients import Sse, parse_sse
 from tests.support.nats_server import binary
-from tests.support.waiting import eventually
+from tests.support.waiting import until
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 OPS = {"auth": 8711, "gateway": 8710, "router": 8712, "worker": 8720}  # as in deploy/env
 TPS = 20  # of the simulated nodes: slow enough to be cut in mid-answer
 NATS_PORT = 4222
 END_S = 10.0
-
-
-def until(predicate: Callable[[], Any], within: float) -> float:
-    """Waits for it; the seconds that it took."""
-    began = time.monotonic()
-    asyncio.run(eventually(predicate, within=within, every=0.05))
-    return time.monotonic() - began
 
 
 def inherited() -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The only polling helper of the tests."""
+"""The only polling helpers of the tests."""
 
 import asyncio
 import inspect
@@ -23,3 +23,8 @@ async def eventually(predicate: Callable[[], Any], within: float = 20.0, every: 
         raise AssertionError(
             f"not within {within} s: {inspect.getsource(predicate).strip()} (last: {last!r})"
         ) from None
+
+
+def until(predicate: Callable[[], Any], within: float = 60.0, every: float = 0.05) -> Any:
+    """The same in a test that has no event loop, and waits for processes."""
+    return asyncio.run(eventually(predicate, within=within, every=every))
