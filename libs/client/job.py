@@ -11,7 +11,7 @@ from libs.client.errors import ArrieroError, PositionLost, TimedOut
 from libs.client.events import Reset, StreamEvent
 from libs.client.result import Result, gathered, result_of
 from libs.client.stream import Stream
-from libs.common.bus.connection import Message
+from libs.common.bus.link import Message
 from libs.common.contracts import subjects
 from libs.common.contracts.codec import Malformed
 from libs.common.contracts.events import START, parse_position

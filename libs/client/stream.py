@@ -14,7 +14,7 @@ from libs.client.calls import PASSING, Calls
 from libs.client.errors import ArrieroError, NotConnected, PositionLost, ending_of
 from libs.client.events import End, Reset, StreamEvent, event_of
 from libs.client.place import Ask, Place
-from libs.common.bus.connection import Message, Subscription
+from libs.common.bus.link import Message, Subscription
 from libs.common.chunk_queue import Chunk, ChunkQueue
 from libs.common.contracts import subjects
 from libs.common.contracts.api import Piece, decode_piece

@@ -9,8 +9,9 @@ import time
 
 import msgspec
 
-from libs.common.bus.connection import Bus, Stored
+from libs.common.bus.connection import Bus
 from libs.common.bus.failures import Away, BusError, Conflict, NoResponders, Unconfirmed
+from libs.common.bus.stored import Stored
 from libs.common.contracts import subjects
 from libs.common.contracts.codec import encode
 from libs.common.contracts.headers import EXPECTED_SEQUENCE, EXPECTED_SUBJECT, FACTS, TTL

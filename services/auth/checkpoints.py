@@ -22,9 +22,10 @@ from libs.common.audit.lines import Entry
 from libs.common.audit.statements import open_statement, sign
 from libs.common.audit.verify import checkpoint_record, next_checkpoint
 from libs.common.bus.buckets import Bucket
-from libs.common.bus.connection import Bus, Stored
+from libs.common.bus.connection import Bus
 from libs.common.bus.failures import BusError, Conflict
 from libs.common.bus.follower import Follower
+from libs.common.bus.stored import Stored
 from libs.common.contracts.audit import Statement, decode_audit
 from libs.common.contracts.codec import Malformed, encode
 from libs.common.contracts.headers import EXPECTED_SEQUENCE

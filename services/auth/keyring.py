@@ -17,9 +17,10 @@ from joserfc.errors import JoseError
 from joserfc.jwk import ECKey, KeySet
 
 from libs.common.bus.buckets import Bucket, value_of
-from libs.common.bus.connection import Bus, Stored
+from libs.common.bus.connection import Bus
 from libs.common.bus.failures import BusError, Conflict
 from libs.common.bus.follower import Follower
+from libs.common.bus.stored import Stored
 from libs.common.contracts.codec import Malformed, encode
 from libs.common.contracts.faults import Code, failed
 from libs.common.contracts.revocations import Revocation, signing_key_record

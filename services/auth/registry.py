@@ -12,8 +12,9 @@ import msgspec
 import structlog
 
 from libs.common.bus.buckets import Bucket, value_of
-from libs.common.bus.connection import Bus, Stored
+from libs.common.bus.connection import Bus
 from libs.common.bus.failures import Conflict, Unconfirmed
+from libs.common.bus.stored import Stored
 from libs.common.contracts.clients import DEFAULT_SCOPES, ApiKey, Client, Limits, ModelRule, Scope, decode_client
 from libs.common.contracts.codec import encode
 from libs.common.contracts.faults import Code, failed

@@ -18,7 +18,8 @@ from typing import NamedTuple
 from starlette.datastructures import QueryParams
 
 from libs.common.audit.lines import End, Entry, Trail, line_of
-from libs.common.bus.connection import Bus, Stored
+from libs.common.bus.connection import Bus
+from libs.common.bus.stored import Stored
 from libs.common.contracts.audit import decode_audit
 from libs.common.contracts.codec import Malformed
 from libs.common.contracts.faults import Code, Failed, failed

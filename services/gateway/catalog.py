@@ -5,9 +5,10 @@ from collections.abc import Callable
 import structlog
 
 from libs.common.bus.buckets import Bucket, value_of
-from libs.common.bus.connection import Bus, Stored
+from libs.common.bus.connection import Bus
 from libs.common.bus.failures import Conflict
 from libs.common.bus.follower import Follower
+from libs.common.bus.stored import Stored
 from libs.common.contracts.catalog import (
     ModelPolicy,
     NodePolicy,

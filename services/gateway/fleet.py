@@ -8,8 +8,9 @@ import msgspec
 import structlog
 
 from libs.common.bus.buckets import Bucket, value_of
-from libs.common.bus.connection import Bus, Stored
+from libs.common.bus.connection import Bus
 from libs.common.bus.follower import Follower
+from libs.common.bus.stored import Stored
 from libs.common.contracts.clients import Principal
 from libs.common.contracts.codec import Malformed
 from libs.common.contracts.nodes import (

@@ -13,8 +13,9 @@ from typing import TypeVar
 import msgspec
 import structlog
 
-from libs.common.bus.connection import Bus, Message, Subscription
+from libs.common.bus.connection import Bus
 from libs.common.bus.failures import BusError
+from libs.common.bus.link import Message, Subscription
 from libs.common.contracts import subjects
 from libs.common.contracts.api import Answer, decode_cancel, decode_get, decode_list, decode_read, decode_submit
 from libs.common.contracts.clients import Principal, Scope

@@ -6,9 +6,10 @@ import secrets
 from collections.abc import AsyncIterator
 from typing import Any, NamedTuple
 
-from libs.common.bus.connection import Bus, Message
+from libs.common.bus.connection import Bus
 from libs.common.bus.failures import BusError
 from libs.common.bus.follower import parse_ack
+from libs.common.bus.link import Message
 from libs.common.contracts import subjects
 from libs.common.contracts.codec import Malformed
 from libs.common.contracts.faults import Code, Failed, failed

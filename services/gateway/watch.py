@@ -10,8 +10,9 @@ from typing import NamedTuple, TypeAlias
 
 import structlog
 
-from libs.common.bus.connection import Bus, Message, Subscription
+from libs.common.bus.connection import Bus
 from libs.common.bus.failures import BusError
+from libs.common.bus.link import Message, Subscription
 from libs.common.chunk_queue import Chunk, ChunkQueue
 from libs.common.contracts import subjects
 from libs.common.contracts.codec import Malformed, encode

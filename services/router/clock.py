@@ -5,8 +5,9 @@ import time
 
 import structlog
 
-from libs.common.bus.connection import Bus, parse_time_ms
+from libs.common.bus.connection import Bus
 from libs.common.bus.failures import BusError
+from libs.common.bus.stored import parse_time_ms
 from libs.common.contracts.streams import JOBS
 
 log = structlog.get_logger()

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 
-from libs.common.bus.connection import Message
+from libs.common.bus.link import Message
 from libs.common.contracts.codec import encode
 from libs.common.contracts.control import PlaceAnswer, QuoteAnswer, decode_place_query, decode_quote
 from libs.common.contracts.subjects import JobKey

@@ -2,8 +2,9 @@
 
 import structlog
 
-from libs.common.bus.connection import Bus, Stored
+from libs.common.bus.connection import Bus
 from libs.common.bus.failures import Away, NoResponders
+from libs.common.bus.stored import Stored
 from libs.common.contracts import subjects
 from libs.common.contracts.codec import Malformed, encode
 from libs.common.contracts.control import FreezePrefix

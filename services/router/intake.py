@@ -7,7 +7,8 @@ from typing import Any
 import structlog
 
 from libs.common.bus.buckets import value_of
-from libs.common.bus.connection import Message, Stored
+from libs.common.bus.link import Message
+from libs.common.bus.stored import Stored
 from libs.common.contracts import subjects
 from libs.common.contracts.codec import Malformed
 from libs.common.contracts.control import decode_free

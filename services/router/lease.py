@@ -11,8 +11,9 @@ from collections.abc import Awaitable, Callable
 import structlog
 
 from libs.common.bus.buckets import Bucket
-from libs.common.bus.connection import Bus, Message
+from libs.common.bus.connection import Bus
 from libs.common.bus.failures import Away, BusError, Conflict, NoResponders
+from libs.common.bus.link import Message
 from libs.common.contracts import subjects
 from libs.common.contracts.codec import Contract, Decoder, Malformed, encode
 from libs.common.contracts.control import Pong

@@ -10,8 +10,9 @@ import asyncio
 import time
 from collections.abc import Callable
 
-from libs.common.bus.connection import Bus, Message
+from libs.common.bus.connection import Bus
 from libs.common.bus.failures import BusError, Full
+from libs.common.bus.link import Message
 from libs.common.contracts.codec import encode
 from libs.common.contracts.control import EraseAnswer, decode_erase
 from libs.common.contracts.subjects import JobKey

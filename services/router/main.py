@@ -7,9 +7,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from libs.common import runtime
-from libs.common.bus.connection import Bus, Subscription
+from libs.common.bus.connection import Bus
 from libs.common.bus.failures import BusError
 from libs.common.bus.follower import Follower
+from libs.common.bus.link import Subscription
 from libs.common.contracts import subjects
 from libs.common.contracts.streams import MODELS, NODES, key_subject
 from libs.common.ids import new_boot_id

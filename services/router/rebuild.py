@@ -15,9 +15,10 @@ from collections.abc import Callable
 
 import structlog
 
-from libs.common.bus.connection import Bus, Stored
+from libs.common.bus.connection import Bus
 from libs.common.bus.failures import BusError
 from libs.common.bus.follower import Followers
+from libs.common.bus.stored import Stored
 from libs.common.contracts import subjects
 from libs.common.contracts.streams import JOBS
 from services.router.index import Index

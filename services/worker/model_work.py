@@ -12,7 +12,7 @@ from typing import Any
 
 import structlog
 
-from libs.common.bus.connection import Message
+from libs.common.bus.link import Message
 from libs.common.contracts.codec import Malformed, encode
 from libs.common.contracts.control import ModelAnswer, ModelOp, ModelOrder, ModelWork, decode_model_order
 from libs.common.contracts.nodes import canonical_model

@@ -9,8 +9,9 @@ import msgspec
 import structlog
 
 from libs.common.bus.buckets import Bucket
-from libs.common.bus.connection import Bus, Message, Subscription
+from libs.common.bus.connection import Bus
 from libs.common.bus.failures import Away, BusError, NoResponders, Refused
+from libs.common.bus.link import Message, Subscription
 from libs.common.contracts import subjects
 from libs.common.contracts.codec import Malformed, encode
 from libs.common.contracts.control import decode_pong

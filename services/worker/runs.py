@@ -5,7 +5,7 @@ import time
 
 import structlog
 
-from libs.common.bus.connection import Message
+from libs.common.bus.link import Message
 from libs.common.contracts import subjects
 from libs.common.contracts.codec import Malformed, encode
 from libs.common.contracts.control import (

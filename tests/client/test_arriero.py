@@ -27,7 +27,8 @@ from libs.client import (
     Unavailable,
     calls,
 )
-from libs.common.bus.connection import Bus, Message, Subscription
+from libs.common.bus.connection import Bus
+from libs.common.bus.link import Message, Subscription
 from libs.common.contracts.clients import Client, Scope
 from libs.common.contracts.codec import encode
 from libs.common.contracts.events import End, Event, line

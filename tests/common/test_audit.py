@@ -7,8 +7,9 @@ from collections.abc import AsyncIterator
 from libs.common.audit import Audit, Result
 from libs.common.audit.chain import START, STOP, digest
 from libs.common.audit.folding import MAX_REFUSED, TOO_MANY
-from libs.common.bus.connection import Bus, Stored
+from libs.common.bus.connection import Bus
 from libs.common.bus.failures import BusError, Unconfirmed
+from libs.common.bus.stored import Stored
 from libs.common.contracts.audit import AuditRecord, decode_audit
 from libs.common.contracts.streams import AUDIT
 from tests.support.nats_server import NatsServer, connected

@@ -14,9 +14,10 @@ from libs.common.audit.heads import Heads
 from libs.common.audit.lines import Entry
 from libs.common.audit.statements import sign
 from libs.common.audit.verify import Report, Verifier, checkpoint_record, next_checkpoint
-from libs.common.bus.connection import Bus, Stored
+from libs.common.bus.connection import Bus
 from libs.common.bus.failures import Refused
 from libs.common.bus.provision import create_missing
+from libs.common.bus.stored import Stored
 from libs.common.contracts.audit import Statement
 from libs.common.contracts.codec import encode
 from libs.common.contracts.streams import AUDIT

@@ -5,8 +5,9 @@ import asyncio
 import pytest
 
 from libs.common.bus.buckets import Bucket, value_of
-from libs.common.bus.connection import Bus, Stored
+from libs.common.bus.connection import Bus
 from libs.common.bus.failures import Conflict, NoResponders, Refused
+from libs.common.bus.stored import Stored
 from libs.common.contracts.headers import KV_OPERATION, MARKER_REASON
 from libs.common.contracts.streams import LEASES, MODELS
 from tests.support.waiting import eventually

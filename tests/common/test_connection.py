@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from libs.common.bus import connection
-from libs.common.bus.connection import Bus, Message
+from libs.common.bus import link
+from libs.common.bus.connection import Bus
 from libs.common.bus.failures import (
     Away,
     BusError,
@@ -20,6 +20,7 @@ from libs.common.bus.failures import (
     Unconfirmed,
     refusal,
 )
+from libs.common.bus.link import Message
 from libs.common.contracts.headers import EXPECTED_SEQUENCE, EXPECTED_SUBJECT
 from tests.support.nats_server import NatsServer, connected, nats_server
 from tests.support.waiting import eventually
@@ -257,7 +258,7 @@ async def test_closing_while_the_server_is_away_ends_soon(nats: NatsServer) -> N
 
 async def test_a_first_connect_gives_up_with_one_sentence_that_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pitfall P8: with endless reconnects nats-py would never return."""
-    monkeypatch.setattr(connection, "FIRST_CONNECT_S", 0.4)
+    monkeypatch.setattr(link, "FIRST_CONNECT_S", 0.4)
     bus = Bus("worker-a")
     async with asyncio.timeout(3):
         with pytest.raises(Away) as refused:
@@ -271,7 +272,7 @@ async def test_a_first_connect_gives_up_with_one_sentence_that_says_why(monkeypa
 async def test_a_wrong_password_is_named_as_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = REVOCABLE % SERVICE_USER
     async with nats_server(tmp_path / "nats", provision=False, config=config) as server:
-        monkeypatch.setattr(connection, "FIRST_CONNECT_S", 0.6)
+        monkeypatch.setattr(link, "FIRST_CONNECT_S", 0.6)
         with pytest.raises(Away, match=r"as user service: .*Authorization Violation"):
             await Bus("service").open([server.url], password="wrong")
 
@@ -621,7 +622,7 @@ async def test_a_receiver_that_raises_goes_on_with_the_next_message(bus: Bus) ->
 async def test_requests_beyond_the_limit_are_dropped_not_queued_and_hold_no_other_subject_up(
     bus: Bus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connection, "MAX_HANDLERS", 3)
+    monkeypatch.setattr(link, "MAX_HANDLERS", 3)
     release, begun = asyncio.Event(), []
 
     async def hold(message: Message) -> bytes:

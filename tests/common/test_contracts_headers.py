@@ -2,8 +2,9 @@
 
 import asyncio
 
-from libs.common.bus.connection import Bus, Stored
+from libs.common.bus.connection import Bus
 from libs.common.bus.follower import Follower
+from libs.common.bus.stored import Stored
 from libs.common.contracts.codec import encode
 from libs.common.contracts.headers import FACTS
 from libs.common.contracts.jobs import Submission, decode_submission

@@ -2,8 +2,9 @@
 
 import asyncio
 
-from libs.common.bus.connection import Bus, Stored
+from libs.common.bus.connection import Bus
 from libs.common.bus.follower import Follower, Followers, parse_ack
+from libs.common.bus.stored import Stored
 from tests.support.nats_server import NatsServer
 from tests.support.waiting import eventually
 

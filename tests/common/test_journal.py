@@ -5,8 +5,9 @@ import time
 
 import pytest
 
-from libs.common.bus.connection import Ack, Bus
+from libs.common.bus.connection import Bus
 from libs.common.bus.failures import Away, Full, NoResponders, Unconfirmed
+from libs.common.bus.stored import Ack
 from libs.common.contracts import subjects
 from libs.common.contracts.headers import FACTS, TTL
 from libs.common.contracts.jobs import (

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from libs.cli.up.streams import other_permissions
-from libs.common.bus.connection import Bus, Message
+from libs.common.bus.connection import Bus
 from libs.common.bus.failures import Away, BusError, NoResponders, Refused
 from libs.common.bus.follower import Follower
+from libs.common.bus.link import Message
 from libs.common.bus.provision import lacking
 from libs.common.bus.tls import Tls
 from libs.common.contracts.streams import STREAMS

@@ -18,7 +18,7 @@ from pydantic import Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
 from libs.common import runtime
-from libs.common.bus import connection
+from libs.common.bus import link
 from libs.common.bus.connection import Bus
 from libs.common.runtime import Port, Running, Service, StartFailed
 from libs.common.settings import ServiceSettings
@@ -150,7 +150,7 @@ SERVICE = Service(name="tiny", about="A service for tests.", settings=TinySettin
 
 
 def main() -> None:
-    connection.FIRST_CONNECT_S = float(os.environ.get("TINY_CONNECT_LIMIT", connection.FIRST_CONNECT_S))
+    link.FIRST_CONNECT_S = float(os.environ.get("TINY_CONNECT_LIMIT", link.FIRST_CONNECT_S))
     runtime.DRAIN_SLACK_S = float(os.environ.get("TINY_DRAIN_SLACK", runtime.DRAIN_SLACK_S))
     runtime.main(SERVICE)
 

@@ -8,7 +8,8 @@ from typing import Any
 import httpx
 
 from libs.common.bus.buckets import Bucket
-from libs.common.bus.connection import Bus, Message, Subscription
+from libs.common.bus.connection import Bus
+from libs.common.bus.link import Message, Subscription
 from libs.common.contracts import subjects
 from libs.common.contracts.clients import DEFAULT_SCOPES, ApiKey, Client
 from libs.common.contracts.codec import encode

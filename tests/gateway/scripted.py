@@ -8,7 +8,8 @@ from typing import Any
 
 import msgspec
 
-from libs.common.bus.connection import Bus, Message
+from libs.common.bus.connection import Bus
+from libs.common.bus.link import Message
 from libs.common.contracts import subjects
 from libs.common.contracts.codec import encode
 from libs.common.contracts.control import FreezePrefix, decode_read

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from libs.common.bus.connection import Bus, Message
+from libs.common.bus.connection import Bus
 from libs.common.bus.failures import Away
+from libs.common.bus.link import Message
 from libs.common.contracts.api import decode_answer, decode_piece
 from libs.common.contracts.clients import DEFAULT_SCOPES, Client, Limits, Policy, Scope
 from libs.common.contracts.codec import encode

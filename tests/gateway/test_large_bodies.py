@@ -9,8 +9,9 @@ import httpx
 import pytest
 from pydantic import ValidationError
 
-from libs.common.bus.connection import Ack, Bus
+from libs.common.bus.connection import Bus
 from libs.common.bus.failures import Refused
+from libs.common.bus.stored import Ack
 from libs.common.contracts.headers import TTL
 from libs.common.contracts.subjects import JobKey, parts_of_job
 from libs.common.journal import Journal

@@ -10,8 +10,9 @@ import httpx
 import pytest
 
 from libs.common.bus.buckets import Bucket
-from libs.common.bus.connection import Bus, Message
+from libs.common.bus.connection import Bus
 from libs.common.bus.failures import Conflict, NoResponders
+from libs.common.bus.link import Message
 from libs.common.contracts import subjects
 from libs.common.contracts.catalog import (
     ModelPolicy,

@@ -12,7 +12,8 @@ import msgspec
 import openai
 import pytest
 
-from libs.common.bus.connection import Bus, Message
+from libs.common.bus.connection import Bus
+from libs.common.bus.link import Message
 from libs.common.contracts.events import End, Event, line
 from libs.common.contracts.faults import Code, Fault
 from libs.common.contracts.jobs import CancelMark, PastEpoch

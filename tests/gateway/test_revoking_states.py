@@ -13,7 +13,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from libs.common.bus.connection import Stored
+from libs.common.bus.stored import Stored
 from libs.common.contracts.clients import ApiKey, Client, Principal
 from libs.common.contracts.codec import encode
 from libs.common.contracts.faults import Code, Failed

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from libs.common.bus.connection import Bus, Message
+from libs.common.bus.connection import Bus
 from libs.common.bus.failures import Away
+from libs.common.bus.link import Message
 from libs.common.contracts import subjects
 from libs.common.contracts.control import decode_freeze
 from libs.common.contracts.events import frame

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from libs.common.bus.connection import Message, Stored
+from libs.common.bus.link import Message
+from libs.common.bus.stored import Stored
 from libs.common.contracts.codec import encode
 from libs.common.contracts.headers import FACTS
 from libs.common.contracts.jobs import CancelMark, PastEpoch

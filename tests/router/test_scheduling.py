@@ -9,7 +9,8 @@ import msgspec
 import pytest
 
 from libs.common.bus.buckets import Bucket
-from libs.common.bus.connection import Bus, Message
+from libs.common.bus.connection import Bus
+from libs.common.bus.link import Message
 from libs.common.contracts import subjects
 from libs.common.contracts.catalog import ModelPolicy, NodePolicy, model_record, node_record
 from libs.common.contracts.codec import encode

@@ -11,8 +11,9 @@ from collections import Counter
 from collections.abc import AsyncIterator
 
 from libs.common.bus.buckets import Bucket
-from libs.common.bus.connection import Bus, Message, Subscription
+from libs.common.bus.connection import Bus
 from libs.common.bus.failures import BusError
+from libs.common.bus.link import Message, Subscription
 from libs.common.contracts import subjects
 from libs.common.contracts.codec import encode
 from libs.common.contracts.control import (

@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from libs.common import runtime
-from libs.common.bus.connection import Ack, Bus, Message, Stored
+from libs.common.bus.connection import Bus
 from libs.common.bus.failures import BusError
+from libs.common.bus.link import Message
+from libs.common.bus.stored import Ack, Stored
 from libs.common.contracts import subjects
 from libs.common.contracts.codec import encode
 from libs.common.contracts.control import (

@@ -1,6 +1,8 @@
 """Buckets: keys with a value, a revision, and (by the writer's wish) a life time. P4: raw publishes, leader reads."""
 
-from libs.common.bus.connection import Bus, Headers, Stored
+from libs.common.bus.connection import Bus
+from libs.common.bus.link import Headers
+from libs.common.bus.stored import Stored
 from libs.common.contracts.headers import EXPECTED_SEQUENCE, EXPECTED_SUBJECT, KV_OPERATION, MARKER_REASON, TTL
 from libs.common.contracts.streams import key_subject
 

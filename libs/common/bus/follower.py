@@ -13,8 +13,10 @@ from typing import Any
 
 import structlog
 
-from libs.common.bus.connection import Bus, Message, Stored
+from libs.common.bus.connection import Bus
 from libs.common.bus.failures import BusError
+from libs.common.bus.link import Message
+from libs.common.bus.stored import Stored
 from libs.common.contracts.streams import NANOSECOND
 
 log = structlog.get_logger()

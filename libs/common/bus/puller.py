@@ -12,9 +12,10 @@ from typing import NamedTuple
 import msgspec
 import structlog
 
-from libs.common.bus.connection import Bus, Message
+from libs.common.bus.connection import Bus
 from libs.common.bus.failures import BusError
 from libs.common.bus.follower import parse_ack
+from libs.common.bus.link import Message
 from libs.common.contracts.streams import NANOSECOND
 
 log = structlog.get_logger()

@@ -8,8 +8,9 @@ from typing import NoReturn
 import structlog
 
 from libs.common.bus.buckets import value_of
-from libs.common.bus.connection import Bus, Stored
+from libs.common.bus.connection import Bus
 from libs.common.bus.follower import Follower
+from libs.common.bus.stored import Stored
 from libs.common.contracts.clients import ApiKey, Client, decode_api_key, decode_client
 from libs.common.contracts.codec import Malformed
 from libs.common.contracts.streams import CLIENTS, key_subject

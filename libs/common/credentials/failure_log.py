@@ -17,9 +17,10 @@ from typing import NamedTuple, NoReturn
 import structlog
 
 from libs.common.bus.buckets import Bucket, value_of
-from libs.common.bus.connection import Bus, Stored
+from libs.common.bus.connection import Bus
 from libs.common.bus.failures import BusError, Conflict
 from libs.common.bus.follower import Follower
+from libs.common.bus.stored import Stored
 from libs.common.contracts.codec import Malformed, encode
 from libs.common.contracts.streams import ATTEMPTS, key_subject
 from libs.common.credentials.failures import (

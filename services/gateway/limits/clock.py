@@ -3,7 +3,8 @@
 import time
 from collections.abc import Callable
 
-from libs.common.bus.connection import Bus, parse_time_ms
+from libs.common.bus.connection import Bus
+from libs.common.bus.stored import parse_time_ms
 from libs.common.contracts.streams import LIMITS
 from services.gateway.limits.rolling import Instant
 

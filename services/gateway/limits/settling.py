@@ -14,8 +14,9 @@ from typing import NamedTuple
 
 import structlog
 
-from libs.common.bus.connection import Bus, Message, Subscription
+from libs.common.bus.connection import Bus
 from libs.common.bus.failures import BusError
+from libs.common.bus.link import Message, Subscription
 from libs.common.contracts import subjects
 from libs.common.contracts.codec import Malformed
 from libs.common.contracts.jobs import Binding, Completion, decode_hint

@@ -13,8 +13,9 @@ from typing import NamedTuple
 
 import structlog
 
-from libs.common.bus.connection import Bus, Message, Subscription
+from libs.common.bus.connection import Bus
 from libs.common.bus.failures import BusError, Conflict
+from libs.common.bus.link import Message, Subscription
 from libs.common.bus.puller import Puller, Work
 from libs.common.contracts import subjects
 from libs.common.contracts.codec import Malformed, encode

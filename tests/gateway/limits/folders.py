@@ -3,7 +3,8 @@
 from types import SimpleNamespace
 from typing import Any
 
-from libs.common.bus.connection import Message, Stored
+from libs.common.bus.link import Message
+from libs.common.bus.stored import Stored
 from libs.common.contracts import subjects
 from libs.common.contracts.codec import encode
 from libs.common.contracts.headers import FACTS
