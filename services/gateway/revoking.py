@@ -78,6 +78,9 @@ class Revoking:
             created_ms = facts.created_ms if isinstance(facts, Binding) else entry.at_ms
             if not isinstance(submission, Submission) or not submission.credential:
                 continue
-            reason = self._credentials.lapsed(client, submission.credential, created_ms / 1000)
+            # When its token was issued, by the clock that also stamped the revocation. Jobs of before that was kept: when
+            # they were stored, by another clock.
+            at = submission.issued_at or created_ms / 1000
+            reason = self._credentials.lapsed(client, submission.credential, at)
             if reason is not None and self._credentials.fresh:
                 await self._service.mark_cancelled(JobKey(client, job), entry, reason)

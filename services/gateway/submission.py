@@ -176,6 +176,7 @@ def submission_of(affinity_key: bytes, principal: Principal, wish: Wish, body: b
         weight=principal.policy.weight,
         max_running=principal.policy.max_running,
         credential=principal.credential,
+        issued_at=principal.issued_at,
         detached=wish.detached,
         metadata=wish.metadata,
         include_usage=wish.include_usage,

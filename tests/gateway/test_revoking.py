@@ -17,8 +17,10 @@ from libs.common.bus.connection import Bus
 from libs.common.contracts.clients import DEFAULT_SCOPES, ApiKey, Principal, decode_api_key, decode_client
 from libs.common.contracts.codec import encode
 from libs.common.contracts.revocations import Revocation, signing_key_record, token_record
+from libs.common.contracts.subjects import JobKey
 from libs.common.credentials import api_keys
 from libs.common.credentials.verifiers import Verifiers
+from libs.common.folder import Entry
 from services.gateway.credentials.changes import Changes
 from services.gateway.job_bodies import parse_job
 from services.gateway.listing import list_jobs
@@ -28,6 +30,7 @@ from services.gateway.sessions import Sessions
 from services.gateway.submission import Submitter
 from tests.auth.running import CLUSTER_SECRET, Auth, running_auth
 from tests.gateway.running import SECRET, Gateway, add_client, running_gateway
+from tests.gateway.scripted import Script, submission
 from tests.gateway.whole import MODEL, whole
 from tests.support.nats_server import NatsServer, connected
 from tests.support.waiting import eventually
@@ -311,6 +314,71 @@ async def test_what_another_gateway_took_in_the_same_moment_is_cancelled_as_well
     late = submitter.new_key(principal, wish, None)
     await submitter.submit(late, submitter.prepare(principal, wish), keyed=False)
     await world.until_all_cancelled("mallory", 1)
+
+
+async def test_a_job_of_a_fresh_token_is_kept_though_it_was_stored_before_the_moment_that_ends_the_others(
+    world: World,
+) -> None:
+    """Clocks of auth's replicas may differ, so a rotation ends tokens that are issued a few seconds ahead, too; those of the
+    new secret are stamped later than that, and are used at once."""
+    await world.token("mallory")
+    admin = await world.auth.admin()
+    rotated = await world.auth.http.post("/clients/mallory/rotate", json={"now": True}, headers=admin)
+    fresh = await world.auth.access_token("mallory", rotated.json()["client_secret"])
+    key = await world.key("mallory")
+    gateway = world.gateways[0]
+    async with gateway.client(fresh) as mine, gateway.client(key) as stolen:
+        await eventually(lambda: _answers(mine), within=10)
+        await eventually(lambda: _answers(stolen), within=10)
+        kept, ended = [(await http.post("/jobs", json=JOB)).json()["id"] for http in (mine, stolen)]
+    await world.change_key(key, disabled=True)
+
+    async def looked_through() -> bool:
+        return (await world.states("mallory"))[ended] == "cancelled"
+
+    await eventually(looked_through, within=20)  # the older one has been judged before it
+    assert (await world.states("mallory"))[kept] in ("bound", "running")
+
+
+class Marking:
+    """A job service that only notes what is to be cancelled."""
+
+    def __init__(self, bus: Bus) -> None:
+        self.bus = bus
+        self.marked: dict[str, str] = {}
+
+    async def mark_cancelled(self, key: JobKey, entry: Entry, reason: str) -> None:
+        self.marked[key.job] = reason
+
+
+class EndedAt:
+    """Credentials of a client whose tokens from before a moment do not count."""
+
+    fresh = True
+
+    def __init__(self, not_before: float) -> None:
+        self.not_before = not_before
+
+    def lapsed(self, client: str, credential: str, at: float, *, kid: str = "") -> str | None:
+        return "the access token was revoked" if at < self.not_before else None
+
+
+@pytest.mark.parametrize("bound", [False, True])
+async def test_a_job_is_as_old_as_its_token_or_if_that_is_not_known_as_its_record(bus: Bus, bound: bool) -> None:
+    now = time.time()
+    fresh, late, old = scripts = [Script(bus) for _ in range(3)]
+    fresh.submission = submission(credential="token:a", issued_at=int(now) + 1000)
+    late.submission = submission(credential="token:b", issued_at=int(now) - 1000)
+    old.submission = submission(credential="token:c")
+    for script in scripts:
+        await script.submit()
+        if bound:
+            await script.bind()
+    for not_before, cancelled in ((now - 2000, []), (now - 500, [late]), (now + 500, [late, old])):
+        service = Marking(bus)
+        revoking = Revoking(EndedAt(not_before), Sessions(), service)  # type: ignore[arg-type]
+        await revoking._cancel_lapsed("alice")
+        assert set(service.marked) == {script.key.job for script in cancelled}
 
 
 class HalfKnown:
