@@ -1,16 +1,18 @@
 """Who may administrate: a bearer token with the scope that a route declares (RFC 6750)."""
 
+import math
 import time
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from libs.common.contracts.clients import Scope
-from libs.common.contracts.faults import Code, Fault, failed
+from libs.common.contracts.faults import Code, Failed, Fault, failed
+from libs.common.credentials.failure_log import FailureLog
 from services.auth.judging import Judge, Worthless
 from services.auth.problems import problem
 from services.auth.readiness import Readiness
-from services.auth.recording import note
+from services.auth.recording import address_of, note
 
 
 class Unauthorized(Exception):
@@ -23,12 +25,14 @@ class Unauthorized(Exception):
 
 
 class Authorization:
-    def __init__(self, judge: Judge, readiness: Readiness) -> None:
+    def __init__(self, judge: Judge, readiness: Readiness, failures: FailureLog) -> None:
         self._judge = judge
         self._readiness = readiness
+        self._failures = failures
 
     def require(self, request: Request, scope: Scope | None) -> str:
-        """The client who asks; `scope` None: any. Raises Unauthorized; Failed (UNAVAILABLE) while nobody can be judged."""
+        """The client who asks; `scope` None: any. Raises Unauthorized; Failed: UNAVAILABLE while nobody can be judged,
+        RATE_LIMITED after too many failures. Nothing waits between the look at them and the count of this one."""
         self._readiness.require()
         given = request.headers.getlist("authorization")
         if len(given) > 1:
@@ -36,9 +40,15 @@ class Authorization:
         scheme, _, token = (given or [""])[0].partition(" ")
         if scheme.lower() != "bearer" or not token.strip():
             raise _unauthenticated("Send `Authorization: Bearer <access token>`; POST /oauth/token gives one.", "")
+        attempts = self._failures.ask(address_of(request), f"token:{token.strip()}")
+        if (wait_s := attempts.blocked_s) > 0:
+            raise _too_many_failures(wait_s)
         found = self._judge.token(token.strip(), time.time())
         if isinstance(found, Worthless):
+            if (wait_s := attempts.failed()) > 0:
+                raise _too_many_failures(wait_s)
             raise _unauthenticated(f"The access token {found.reason}; get a new one.")
+        attempts.succeeded()
         note(request, actor=found.client.id, credential=f"token:{found.claims.jti}")
         if scope is not None and scope not in found.scopes:
             raise Unauthorized(
@@ -50,6 +60,11 @@ class Authorization:
 
 def refuse(error: Unauthorized) -> Response:
     return problem(error.fault, {"WWW-Authenticate": error.challenge})
+
+
+def _too_many_failures(wait_s: float) -> Failed:
+    message = "Too many credentials from this address were wrong. Wait, and send a token that counts."
+    return failed(Code.RATE_LIMITED, message, retry_after_s=math.ceil(wait_s))
 
 
 def _unauthenticated(message: str, error: str = 'error="invalid_token"') -> Unauthorized:

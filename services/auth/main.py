@@ -79,7 +79,7 @@ async def start(settings: AuthSettings, bus: Bus) -> AsyncIterator[Running]:
         Once(bus),
         failures,
     )
-    authorization = Authorization(judge, readiness)
+    authorization = Authorization(judge, readiness, failures)
     trail = AuditTrail(bus, keyring)
     specs = all_routes(
         settings.issuer, oauth, directory, registry, keyring, trail, operator=settings.bootstrap_client_id

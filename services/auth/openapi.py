@@ -24,7 +24,7 @@ ABOUT = (
 )
 # What is possible on any route.
 CODES = (Code.NOT_FOUND, Code.UNAVAILABLE, *edge.CODES)
-_GUARDED = (Code.UNAUTHENTICATED,)
+_GUARDED = (Code.UNAUTHENTICATED, Code.RATE_LIMITED)
 _BY_OAUTH = (Code.INVALID_REQUEST, Code.UNAUTHENTICATED, Code.RATE_LIMITED, Code.UNAVAILABLE)  # with their statuses
 
 

@@ -119,6 +119,30 @@ async def test_an_address_that_fails_too_often_is_told_to_wait(auth: Auth, clock
     assert await statuses(auth, 11) == [401] * 10 + [429]
 
 
+async def read(auth: Auth, token: str, address: str = "203.0.113.1") -> httpx.Response:
+    headers = {"X-Forwarded-For": address} | ({"Authorization": f"Bearer {token}"} if token else {})
+    return await auth.http.get("/clients", headers=headers)
+
+
+async def test_wrong_tokens_of_the_administration_count_like_wrong_secrets(auth: Auth) -> None:
+    token = await auth.access_token(OPERATOR, OPERATOR_SECRET, "admin:clients")
+    unused = await auth.access_token(OPERATOR, OPERATOR_SECRET, "admin:clients")
+    assert (await read(auth, token)).status_code == 200
+    assert [(await read(auth, "")).status_code for _ in range(12)] == [401] * 12, "nothing was guessed"
+    assert [(await read(auth, f"wrong-{n}")).status_code for n in range(12)] == [401] * 10 + [429] * 2
+    refused = await read(auth, "wrong")
+    assert (refused.json()["code"], refused.headers["retry-after"]) == ("rate_limited", "6")
+    assert (await ask(auth, "somebody", "wrong")).status_code == 429, "they count together"
+    assert (await read(auth, unused)).status_code == 429, "from here it was never seen: it might be a guess"
+    assert (await read(auth, token)).status_code == 200, "this one was"
+    assert (await read(auth, unused, "203.0.113.2")).status_code == 200
+
+
+async def test_many_tokens_at_once_get_no_more_guesses_than_as_many_in_a_row(auth: Auth) -> None:
+    answers = await asyncio.gather(*(read(auth, f"wrong-{n}") for n in range(60)))
+    assert sorted(answer.status_code for answer in answers) == [401] * 10 + [429] * 50
+
+
 async def test_many_at_once_get_no_more_guesses_than_as_many_in_a_row(auth: Auth) -> None:
     answers = await asyncio.gather(*(ask(auth, f"somebody-{n}", "wrong") for n in range(60)))
     assert sorted(answer.status_code for answer in answers) == [401] * 10 + [429] * 50
