@@ -1,4 +1,5 @@
-"""What a revocation ends here: open requests, and the unfinished jobs that were submitted with what was revoked.
+"""What a revocation ends here: open requests, the unfinished jobs that were submitted with what was revoked, and of a client
+that was deleted its webhooks.
 
 Every gateway does this for itself; a job that several of them cancel is cancelled once.
 """
@@ -7,6 +8,7 @@ import asyncio
 
 import structlog
 
+from libs.common.bus.failures import BusError
 from libs.common.contracts.clients import Principal
 from libs.common.contracts.faults import Failed
 from libs.common.contracts.jobs import Binding, Submission
@@ -65,8 +67,10 @@ class Revoking:
             try:
                 async with self._gate:
                     await self._cancel_lapsed(client)
+                    if self._credentials.deleted(client) and self._credentials.fresh:
+                        await self._service.webhooks.registry.forget(client)
                 return
-            except Failed as error:  # the job store is away
+            except (Failed, BusError) as error:  # NATS is away
                 log.warning("revoking.retry", client=client, error=str(error))
                 await asyncio.sleep(RETRY_S)
 

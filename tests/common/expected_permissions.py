@@ -206,7 +206,7 @@ ASK = {
         "KV_webhooks": "gateway",
     },
     "DIRECT.GET": {"JOBS": "gateway router", "OUT": "router", "AUDIT": "auth"},
-    "STREAM.PURGE": {"JOBS": "router", "OUT": "router"},
+    "STREAM.PURGE": {"JOBS": "router", "OUT": "router", "HOOKS": "gateway"},
     "CONSUMER.CREATE.+…": {
         "JOBS": "gateway router", "AUDIT": "auth", "KV_nodes": "gateway router", "KV_clients": "auth gateway",
         "KV_signing": "auth", "KV_revoked": "auth gateway", "KV_models": "gateway router", "KV_attempts": "auth gateway",

@@ -126,7 +126,7 @@ STREAM_ACCESS: dict[str, dict[Kind, frozenset[Access]]] = {
         AUTH: frozenset({INFO, FOLLOW, READ, DIRECT}),
         GATEWAY: frozenset({INFO}),
     },
-    HOOKS: {GATEWAY: frozenset({INFO, WORK})},
+    HOOKS: {GATEWAY: frozenset({INFO, WORK, PURGE})},
     f"KV_{NODES}": {
         GATEWAY: frozenset({INFO, FOLLOW}),
         ROUTER: frozenset({INFO, FOLLOW}),

@@ -164,6 +164,11 @@ def hook_send(key: JobKey, submitted: int) -> str:
     return f"hooks.send.{token(key.client)}.{token(key.job)}.{submitted}"
 
 
+def hooks_of_client(client: str) -> tuple[str, str]:
+    """Announcements and events."""
+    return f"hooks.wait.{token(client)}.*", f"hooks.send.{token(client)}.*.*"
+
+
 def parse_hook(subject: str) -> JobKey:
     """Raises ValueError on anything else."""
     match subject.split("."):

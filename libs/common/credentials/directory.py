@@ -27,13 +27,15 @@ def api_key_key(key: str) -> str:
 
 
 class Directory:
-    """`clients` and `keys` by id. Believe them only while `fresh`: else a revocation may have been missed.
+    """`clients` and `keys` by id. Believe them only while `fresh`: else a revocation may have been missed. `deleted`: names of
+    clients that were deleted, as long as markers say so; who is neither there nor here was never seen, or cannot be read.
 
     `on_change` hears of each record whose client it is about, and None after everything had to be forgotten."""
 
     def __init__(self, bus: Bus, *, on_change: Callable[[str | None], None] = lambda client: None) -> None:
         self.clients: dict[str, Client] = {}
         self.keys: dict[str, ApiKey] = {}
+        self.deleted: set[str] = set()
         self.revision = 0  # of the last record seen
         self._on_change = on_change
         self._seen: list[tuple[int, asyncio.Future[None]]] = []
@@ -64,6 +66,7 @@ class Directory:
     def _forget(self) -> None:
         self.clients.clear()
         self.keys.clear()
+        self.deleted.clear()
         self.revision = 0
         self._on_change(None)
 
@@ -91,7 +94,9 @@ class Directory:
 
     def _keep_client(self, name: str, value: bytes | None) -> None:
         self.clients.pop(name, None)
+        self.deleted.discard(name)
         if value is None:
+            self.deleted.add(name)
             return
         try:
             client = decode_client(value)

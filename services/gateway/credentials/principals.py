@@ -104,6 +104,14 @@ class Credentials:
         client = self._client(name)
         return _principal(client, frozenset(client.scopes), "nats")
 
+    def client(self, name: str) -> Client | None:
+        """To be believed only while `fresh`. None: deleted, never seen, or its record cannot be read."""
+        return self._directory.clients.get(name)
+
+    def deleted(self, name: str) -> bool:
+        """Did auth delete this client? To be believed only while `fresh`."""
+        return name in self._directory.deleted
+
     @property
     def fresh(self) -> bool:
         """May what is known of clients and revocations be believed?"""
@@ -131,9 +139,10 @@ class Credentials:
         return None
 
     def with_lapses(self) -> set[str]:
-        """Clients of which something is disabled or revoked at the moment."""
+        """Clients of which something is disabled or revoked at the moment, and those that were deleted."""
         found = {client.id for client in self._directory.clients.values() if client.disabled or client.not_before}
         found |= {key.client for key in self._directory.keys.values() if key.disabled}
+        found |= self._directory.deleted
         return found | {token.client for token in self._revocations.tokens.values() if token.client}
 
     def _require_fresh(self) -> None:

@@ -21,7 +21,7 @@ from services.gateway import metrics
 from services.gateway.credentials import Credentials
 from services.gateway.webhooks.events import body_of_test
 from services.gateway.webhooks.registry import WebhookRegistry
-from services.gateway.webhooks.schedule import next_attempt
+from services.gateway.webhooks.schedule import JITTER, Step, admit, next_attempt
 from services.gateway.webhooks.sender import Outcome, Sender
 from services.gateway.webhooks.signing import new_message_id
 from services.gateway.webhooks.under_way import Busy, UnderWay
@@ -62,13 +62,16 @@ class Delivering:
             log.error("webhook.event_unreadable", job_id=job, error=str(error))
             await self.puller.done(work.reply)
             return
-        try:
-            self._credentials.named(client)
-        except Failed as error:
-            if error.fault.code is not Code.UNAUTHENTICATED:
-                await self.puller.later(work.reply, NOT_NOW_S)
-                return
-            await self._drop(work, job, "the client no longer counts")
+        elapsed = max(0.0, time.time() - work.at_ms / 1000)
+        if not self._credentials.fresh:
+            await self.puller.later(work.reply, NOT_NOW_S)
+            return
+        verdict = admit(self._credentials.client(client), deleted=self._credentials.deleted(client), elapsed=elapsed)
+        if verdict.step is Step.WAIT:
+            await self.puller.later(work.reply, verdict.delay * (1 + JITTER * random.random()))
+            return
+        if verdict.step is Step.DROP:
+            await self._drop(work, job, verdict.reason)
             return
         webhook = await self._registry.find(client, event.webhook)
         if webhook is None or webhook.disabled_at is not None:

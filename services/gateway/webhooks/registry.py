@@ -1,22 +1,28 @@
 """The webhooks of clients: the bucket `webhooks`, one record for each client, read from its leader when it is needed."""
 
+import contextlib
 import secrets
 import time
 from collections.abc import Callable
 
 import msgspec
+import structlog
 
 from libs.common.bus.buckets import Bucket
 from libs.common.bus.connection import Bus
 from libs.common.bus.failures import Conflict
+from libs.common.contracts import subjects
 from libs.common.contracts.codec import encode
 from libs.common.contracts.faults import Code, Failed, failed
-from libs.common.contracts.streams import WEBHOOKS
+from libs.common.contracts.streams import HOOKS, WEBHOOKS
 from libs.common.contracts.webhooks import ClientWebhooks, EventType, Webhook, decode_client_webhooks
 from libs.common.sealing import Seal
 from services.gateway.webhooks.schedule import DISABLE_AFTER_S
 from services.gateway.webhooks.signing import new_secret
 
+log = structlog.get_logger()
+
+MARKER_S = 60  # nobody follows this bucket
 MAX_WEBHOOKS = 16  # of one client
 TRIES = 10  # against others who write the same record at the same time
 
@@ -25,6 +31,7 @@ class WebhookRegistry:
     """What asks NATS raises BusError."""
 
     def __init__(self, bus: Bus, cluster_secret: bytes) -> None:
+        self._bus = bus
         self._bucket = Bucket(bus, WEBHOOKS)
         self._seal = Seal(cluster_secret, "webhooks")
 
@@ -85,6 +92,17 @@ class WebhookRegistry:
             return after
 
         await self._change(client, remove)
+
+    async def forget(self, client: str) -> None:
+        """Everything of a client that was deleted. The record goes last: while it is there, this has to be done again."""
+        value, revision = await self._bucket.get(client)
+        if value is None:
+            return
+        for subject in subjects.hooks_of_client(client):
+            await self._bus.api(f"STREAM.PURGE.{HOOKS}", {"filter": subject})
+        with contextlib.suppress(Conflict):  # somebody changed it, or another gateway was first: there is a second look
+            await self._bucket.delete(client, expected=revision, ttl_s=MARKER_S)
+        log.info("webhooks.forgotten", client=client)
 
     def secret_of(self, client: str, webhook: Webhook) -> str:
         """Raises CannotOpen."""

@@ -6,6 +6,7 @@ Offsets are from Standard Webhooks' example (5 s, 5 min, 30 min, 2 h, 5 h, 10 h 
 from enum import Enum
 from typing import NamedTuple
 
+from libs.common.contracts.clients import Client
 from libs.common.contracts.jobs import Binding, Completion, Submission
 from libs.common.folder import Entry
 
@@ -44,6 +45,21 @@ class Verdict(NamedTuple):
     step: Step
     delay: float = 0.0
     reason: str = ""
+
+
+def admit(client: Client | None, *, deleted: bool, elapsed: float) -> Verdict:
+    """Whether an event of this client may go `elapsed` seconds after it came to be. Of a disabled client it is held, as if
+    its receiver were away: who is enabled again loses nothing. What an expired client began may end.
+
+    `deleted`: auth said so; that there is no record that can be read is no such word.
+    """
+    if deleted:
+        return Verdict(Step.DROP, reason="the client was deleted")
+    if client is not None and not client.disabled:
+        return Verdict(Step.SEND)
+    if elapsed >= GIVE_UP_S:
+        return Verdict(Step.DROP, reason="the client was disabled for as long as events are kept")
+    return Verdict(Step.WAIT, min(max(SOONEST_S, elapsed / 2), LATEST_S), "the client is disabled")
 
 
 def judge(entry: Entry | None, *, age: float, now_ms: int) -> Verdict:

@@ -11,7 +11,6 @@ from standardwebhooks.webhooks import Webhook as Verifier
 
 from libs.common.bus.buckets import Bucket
 from libs.common.bus.connection import Bus
-from libs.common.contracts.clients import Client
 from libs.common.contracts.codec import encode
 from libs.common.contracts.subjects import JobKey
 from libs.common.contracts.webhooks import decode_client_webhooks
@@ -261,22 +260,6 @@ async def test_a_repeated_submit_tells_the_end_once(alice: httpx.AsyncClient, bu
     other = await alice.post("/jobs", json=body | {"webhook": "wh_" + "0" * 26}, headers=keyed)
     assert other.status_code in (400, 422)
     assert (await bus.api("STREAM.INFO.HOOKS"))["state"]["last_seq"] == last
-
-
-async def test_a_client_that_no_longer_counts_is_told_nothing(
-    alice: httpx.AsyncClient, bus: Bus, receiver: Receiver, gateway: Gateway
-) -> None:
-    webhook = await register(alice, receiver.url)
-    job = await submit(alice, webhook)
-    await Bucket(bus, "clients").put("client.alice", encode(Client(id="alice", name="alice", disabled=True)))
-
-    async def refused() -> bool:
-        return (await alice.get("/jobs")).status_code == 401
-
-    await eventually(refused)
-    await succeed(bus, job, "x")
-    await eventually(lambda: emptied(bus))
-    assert receiver.got == []
 
 
 async def test_another_gateway_goes_on(

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from libs.common.contracts.clients import Client
 from libs.common.contracts.jobs import Binding, Completion, Submission
 from libs.common.contracts.webhooks import EventType, Webhook
 from libs.common.folder import Entry
@@ -18,6 +19,7 @@ from services.gateway.webhooks.schedule import (
     NEVER_CAME_S,
     SOONEST_S,
     Step,
+    admit,
     judge,
     next_attempt,
 )
@@ -118,3 +120,14 @@ def test_one_clients_slow_receiver_leaves_room_for_others() -> None:
     with under_way.one("a"):
         pass
     assert not under_way._running
+
+
+@given(st.floats(0, 2 * GIVE_UP_S))
+def test_events_wait_for_a_disabled_client_as_long_as_for_a_receiver(elapsed: float) -> None:
+    alice = Client(id="alice", name="alice", expires_at=1)
+    assert admit(alice, deleted=False, elapsed=elapsed).step is Step.SEND
+    for client in (msgspec.structs.replace(alice, disabled=True), None):
+        verdict = admit(client, deleted=False, elapsed=elapsed)
+        assert verdict.step is (Step.DROP if elapsed >= GIVE_UP_S else Step.WAIT)
+        assert SOONEST_S <= verdict.delay <= LATEST_S or verdict.step is Step.DROP
+    assert admit(None, deleted=True, elapsed=elapsed).step is Step.DROP
