@@ -7,9 +7,10 @@ from fastapi import FastAPI
 from starlette.routing import Match, Route
 
 from services.gateway.credentials import Credentials
-from services.gateway.endpoint import Endpoint, RouteSpec, nothing_here
+from services.gateway.endpoint import Endpoint, nothing_here
 from services.gateway.http import Exchange, Receive, Scope, Send
 from services.gateway.limits import Limiter
+from services.gateway.route import RouteSpec
 from services.gateway.sessions import Sessions
 from services.gateway.warm_up import WarmUp
 from services.gateway.witness import Witness

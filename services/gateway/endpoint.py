@@ -2,10 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from enum import StrEnum
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
 
 import structlog
 
@@ -14,25 +12,20 @@ from libs.common.contracts.clients import Principal, Scope
 from libs.common.contracts.codec import Malformed, encode
 from libs.common.contracts.faults import MEANING, Code, Failed, Fault
 from libs.common.contracts.headers import IDEMPOTENCY_KEY
-from libs.common.openapi import Operation
 from services.gateway import metrics
 from services.gateway.credentials import Credentials, require
 from services.gateway.dialects import dialect_of, error_body, error_headers
 from services.gateway.http import Disconnected, Exchange, Receive, Send
 from services.gateway.http import Scope as HttpScope
 from services.gateway.limits import Limiter
+from services.gateway.route import RouteSpec
 from services.gateway.sessions import Sessions
 from services.gateway.warm_up import WarmUp
-
-if TYPE_CHECKING:
-    from services.gateway.witness import Witness
+from services.gateway.witness import Witness
 
 log = structlog.get_logger()
 
 GOODBYE_S = 0.2  # a stream must be closed within a second of the revocation
-
-Handler = Callable[[Exchange, Principal], Awaitable[None]]
-
 
 # What the frame itself can answer on any route.
 CODES = (
@@ -47,30 +40,6 @@ CODES = (
 )
 
 
-class Reach(StrEnum):
-    """Whose things a route is about, once its scope is there. What is beyond it is answered like what does not exist."""
-
-    OWN_JOBS = "the caller's own jobs"
-    OWN_WEBHOOKS = "the caller's own webhooks"
-    ALLOWED_MODELS = "models that the caller may use"
-    FLEET = "the whole fleet"
-    DESCRIPTION = "what this API is"
-
-
-class RouteSpec(NamedTuple):
-    """A route as data. Every route names the scope it needs, or None when any credential will do; there is no way in without.
-
-    `operation`: what the OpenAPI document says about it. A test fails for a route of ours that has none.
-    """
-
-    method: str
-    path: str
-    scope: Scope | None
-    reach: Reach
-    handler: Handler
-    operation: Operation | None = None
-
-
 class Endpoint:
     """One route as an ASGI application."""
 
@@ -83,7 +52,7 @@ class Endpoint:
         closing: Callable[[], bool] = lambda: False,
         warm_up: WarmUp | None = None,
         limiter: Limiter | None = None,
-        witness: "Witness | None" = None,
+        witness: Witness | None = None,
     ) -> None:
         self.spec = spec
         self._credentials = credentials

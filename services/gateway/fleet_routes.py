@@ -12,11 +12,11 @@ from libs.common.contracts.faults import Code, Failed, failed
 from libs.common.ids import new_op_id
 from services.gateway import operations
 from services.gateway.catalog import Catalog
-from services.gateway.endpoint import Reach, RouteSpec
 from services.gateway.fleet import FleetView
 from services.gateway.http import Disconnected, Exchange
 from services.gateway.node_work import NodeWork
 from services.gateway.policies import no_node, read_node_policy, read_order
+from services.gateway.route import Reach, RouteSpec
 from services.gateway.streaming import Draining, Streams
 
 MAX_ORDER = 64 * 1024

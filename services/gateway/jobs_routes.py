@@ -10,12 +10,12 @@ from libs.common.contracts.events import START, parse_position
 from libs.common.contracts.faults import Code, failed
 from libs.common.contracts.headers import IDEMPOTENCY_KEY, JOB_ID
 from services.gateway import operations
-from services.gateway.endpoint import Reach, RouteSpec
 from services.gateway.http import Disconnected, Exchange
 from services.gateway.intake import Intake
 from services.gateway.job_events import JobEvents
 from services.gateway.job_service import Created, JobService
 from services.gateway.listing import list_jobs
+from services.gateway.route import Reach, RouteSpec
 from services.gateway.streaming import Draining, Streams
 
 MAX_EMPTY = 1024  # of a body that is none

@@ -6,12 +6,12 @@ from libs.common.contracts.faults import Code, failed
 from libs.common.contracts.nodes import canonical_model
 from services.gateway import operations
 from services.gateway.catalog import Catalog
-from services.gateway.endpoint import Reach, RouteSpec
 from services.gateway.fleet import FleetView
 from services.gateway.fleet_models import models_view, policy_view
 from services.gateway.http import Exchange
 from services.gateway.node_work import has_model
 from services.gateway.policies import changed, model_name, no_node, not_on_node, read_model_change
+from services.gateway.route import Reach, RouteSpec
 from services.gateway.wish import check_model
 
 MAX_POLICY = 64 * 1024

@@ -17,7 +17,6 @@ from libs.common.contracts.subjects import JobKey
 from libs.common.folding import Answer
 from services.gateway import metrics, operations
 from services.gateway.dialects import NOT_FOUND_JOB
-from services.gateway.endpoint import Reach, RouteSpec
 from services.gateway.http import Disconnected, Exchange
 from services.gateway.intake import Intake, Share
 from services.gateway.job_service import JobService, facts_of_job
@@ -33,6 +32,7 @@ from services.gateway.openai_answer import (
     places,
 )
 from services.gateway.openai_request import ROUTE, parse_chat
+from services.gateway.route import Reach, RouteSpec
 from services.gateway.sse import data_frame, positions
 from services.gateway.streaming import Draining, Streams
 from services.gateway.watch import Log, Watch

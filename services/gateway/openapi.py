@@ -11,8 +11,8 @@ from libs.common.contracts.codec import encode
 from libs.common.openapi import OPENAI, PROBLEM, Described, Header, Refusals, document
 from services.gateway import endpoint, operations
 from services.gateway.dialects import Dialect, dialect_of
-from services.gateway.endpoint import Reach, RouteSpec
 from services.gateway.http import Exchange
+from services.gateway.route import Reach, RouteSpec
 
 PATH = "/openapi.json"
 ABOUT = (

@@ -2,7 +2,6 @@
 
 from libs.common.bus.connection import Bus
 from services.gateway.catalog import Catalog
-from services.gateway.endpoint import RouteSpec
 from services.gateway.fleet import FleetView
 from services.gateway.fleet_routes import FleetRoutes
 from services.gateway.intake import Intake
@@ -11,6 +10,7 @@ from services.gateway.jobs_routes import JobsRoutes
 from services.gateway.models_routes import ModelsRoutes
 from services.gateway.openai_routes import OpenAiRoutes
 from services.gateway.openapi import OpenApi
+from services.gateway.route import RouteSpec
 from services.gateway.streaming import Streams
 from services.gateway.webhooks_routes import WebhooksRoutes
 

@@ -8,10 +8,10 @@ from libs.common.contracts.clients import Principal, Scope
 from libs.common.contracts.faults import Code, failed
 from libs.common.contracts.webhooks import EventType, Webhook
 from services.gateway import operations
-from services.gateway.endpoint import Reach, RouteSpec
 from services.gateway.http import Exchange
 from services.gateway.job_bodies import decode_body
 from services.gateway.job_service import JobService
+from services.gateway.route import Reach, RouteSpec
 from services.gateway.view import time_text
 from services.gateway.webhooks.bodies import NewWebhook
 from services.gateway.webhooks.urls import BadUrl, parse_url

@@ -14,8 +14,8 @@ from libs.common.contracts.faults import Code, Failed, Fault
 from libs.common.contracts.subjects import ApiVerb
 from libs.common.credentials.api_keys import ApiKeyText
 from services.gateway.credentials.extract import Headers, extract
-from services.gateway.endpoint import RouteSpec
 from services.gateway.http import Exchange
+from services.gateway.route import RouteSpec
 
 SUBMIT, DELETE = "job.submit", "job.delete"
 FLEET_READ = "fleet.read"

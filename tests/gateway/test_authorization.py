@@ -9,7 +9,7 @@ import pytest
 
 from libs.common.bus.connection import Bus
 from libs.common.contracts.clients import Scope
-from services.gateway.endpoint import Reach, RouteSpec
+from services.gateway.route import Reach, RouteSpec
 from services.gateway.routes import all_routes
 from tests.gateway.conftest import Keys
 from tests.gateway.running import MODEL, Gateway, add_client

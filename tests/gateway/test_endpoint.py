@@ -8,8 +8,9 @@ import pytest
 
 from libs.common.contracts.clients import Principal, Scope
 from libs.common.edge.front import ABORT
-from services.gateway.endpoint import Endpoint, Reach, RouteSpec
+from services.gateway.endpoint import Endpoint
 from services.gateway.http import Exchange
+from services.gateway.route import Reach, RouteSpec
 from services.gateway.sessions import Sessions
 from tests.support.waiting import eventually
 

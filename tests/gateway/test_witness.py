@@ -11,8 +11,8 @@ from libs.common.contracts.audit import AuditRecord, decode_audit
 from libs.common.contracts.clients import Principal, Scope
 from libs.common.contracts.codec import encode
 from libs.common.contracts.streams import AUDIT
-from services.gateway.endpoint import Reach, RouteSpec
 from services.gateway.http import Exchange
+from services.gateway.route import Reach, RouteSpec
 from services.gateway.witness import ACTIONS, Witness
 from tests.gateway.conftest import Keys
 from tests.gateway.running import MODEL, Gateway, add_client, add_node, running_gateway
