@@ -77,11 +77,13 @@ def init(
 
     silence_logs()
     server = choose_server(url, user, nkey_file, password_file)
+    seeds = _seeds(secrets, None) if secrets else _seeds(server.secrets, server.conf)
     found = asyncio.run(
         provision(
             Login(
                 server.url, server.user, server.password, server.nkey_seed, Tls(tls_ca, tls_cert, tls_key, tls_first)
             ),
+            users=seeds,
             free_disk=server.free_disk,
             replicas=replicas,
             check_only=check,
@@ -95,7 +97,8 @@ def init(
             details=msgspec.to_builtins(found),
         )
     created = "\n".join(f"created {name}" for name in found.created)
-    show(msgspec.to_builtins(found), created or "All streams and buckets are there, as they should be.")
+    users = f", and the {len(seeds)} users may what they need" if seeds else ""
+    show(msgspec.to_builtins(found), created or f"All streams and buckets are there, as they should be{users}.")
 
 
 @app.command()
@@ -183,17 +186,21 @@ def choose_server(url: str, user: str, nkey_file: str = "", password_file: str =
 
 
 def _seeds(secrets: str, conf: Path | None) -> "dict[NatsUser, str]":
-    """Of services and workers; clients cannot ask. With `conf` only those who stand in it: a node may be gone."""
+    """Of services and workers; clients cannot ask. With `conf` only those who stand in it: a node may be gone. Raises
+    CommandFailed, also when there is none."""
     from libs.cli import nats_users
     from libs.common.bus.nkeys import public_key
 
-    users = nats_users.kept(Path(secrets)).items() if secrets else ()
+    if not secrets:
+        return {}
     known = conf.read_text(encoding="utf-8") if conf and conf.exists() else None
     found = {
         user: nats_users.seed(Path(secrets), user)
-        for name, user in users
+        for name, user in nats_users.kept(Path(secrets)).items()
         if user.kind not in ("admin", "client") and (Path(secrets) / f"{name}.nk").exists()
     }
+    if not found:
+        raise CommandFailed(f"{secrets} holds no keys of NATS users", code="usage")
     return {user: seed for user, seed in found.items() if known is None or public_key(seed) in known}
 
 

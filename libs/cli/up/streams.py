@@ -38,13 +38,20 @@ def silence_logs() -> None:
 
 
 async def provision(
-    login: Login, *, free_disk: int | None = None, replicas: int = 1, check_only: bool = False
+    login: Login,
+    *,
+    users: dict[NatsUser, str] | None = None,
+    free_disk: int | None = None,
+    replicas: int = 1,
+    check_only: bool = False,
 ) -> Provisioned:
-    """Creates what is missing, and says what differs; changes nothing that is there. Raises CommandFailed."""
+    """Creates what is missing, and says what differs, also of the permissions of `users`, by their seeds; changes nothing that
+    is there. Raises CommandFailed."""
     async with connected(login) as bus:
         try:
             created = [] if check_only else await create_missing(bus, replicas=replicas, free_disk=free_disk)
-            return Provisioned(created, await drift(bus))
+            differences = await drift(bus)
+            return Provisioned(created, differences + await other_permissions(login.url, login.tls, users or {}))
         except BusError as error:
             raise CommandFailed(f"streams cannot be set up: {error}", code="nats") from error
 
