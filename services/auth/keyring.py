@@ -62,8 +62,6 @@ class Keyring:
         self._clock = clock
         self._problem: str | None = "no signing key yet"
         self._withdrawn: set[str] = set()
-        self._revision = 0
-        self._changed = asyncio.Event()
         self._bucket = Bucket(bus, SIGNING)
         self._revoked = Bucket(bus, REVOKED)
         self._seal = Seal(cluster_secret, "signing-keys")
@@ -155,10 +153,7 @@ class Keyring:
         for reason in reasons:
             log.info("keyring.turned", why=reason)
         metrics.signing_key_changes.inc()
-        with suppress(TimeoutError):
-            async with asyncio.timeout(SEEN_WITHIN_S):
-                while self._revision < revision:
-                    await self._changed.wait()
+        await self._follower.reached(revision, within=SEEN_WITHIN_S)
 
     def _generate(self) -> SigningKey:
         key = ECKey.generate_key("P-256", {"alg": ALGORITHM, "use": "sig"}, auto_kid=True)
@@ -183,9 +178,6 @@ class Keyring:
     def _record(self, stored: Stored) -> None:
         self._forget()
         self._read(value_of(stored))
-        self._revision = stored.sequence
-        self._changed.set()
-        self._changed = asyncio.Event()
 
     def _read(self, value: bytes | None) -> None:
         if value is None:

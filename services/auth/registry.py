@@ -129,23 +129,27 @@ class Registry:
 
     async def ensure_operator(self, name: str, secret: str) -> str:
         """The client `name` exists and has this secret and no other; what had to be done for that, if anything: `create`,
-        `rotate`. Raises BusError."""
+        `rotate`. Comes back after this replica knows it. Raises BusError, Malformed."""
         verifier = self._verifiers.of(secret)
         while True:
             newest = (await self._bucket.get(ALL_CLIENTS))[1]
-            found, _ = await self._bucket.get(client_key(name))
+            found, revision = await self._bucket.get(client_key(name))
             if found is None:
                 operator = Client(id=name, name=name, scopes=OPERATOR_SCOPES, verifiers=(verifier,), created_at=_now())
             else:
                 known = decode_client(found)
                 # Verifiers are equal for equal secrets; comparing them tells nobody anything.
                 if known.verifiers == (verifier,) and not known.replaced:
+                    await self._directory.seen(revision, within=SEEN_WITHIN_S)
                     return ""
                 operator = msgspec.structs.replace(known, verifiers=(verifier,), replaced=())
             try:
-                await self._bucket.put(client_key(name), encode(operator), expected=newest, among=ALL_CLIENTS)
+                revision = await self._bucket.put(
+                    client_key(name), encode(operator), expected=newest, among=ALL_CLIENTS
+                )
             except Conflict:
                 continue  # another replica starts as well: look at what it wrote
+            await self._directory.seen(revision, within=SEEN_WITHIN_S)
             log.info("operator.updated" if found else "operator.created", client=name)
             return "rotate" if found else "create"
 

@@ -1,9 +1,6 @@
 """Writing what no longer counts: the only writer of the bucket `revoked`."""
 
-import asyncio
 import time
-from collections.abc import Callable, Collection
-from contextlib import suppress
 
 from libs.common.bus.buckets import Bucket
 from libs.common.bus.connection import Bus
@@ -13,7 +10,7 @@ from libs.common.contracts.streams import REVOKED
 from libs.common.credentials.revocations import Revocations
 from services.auth.inspection import TokenEnd
 
-HEARD_WITHIN_S = 2.0
+SEEN_WITHIN_S = 2.0
 
 
 class Revoker:
@@ -21,22 +18,10 @@ class Revoker:
 
     def __init__(self, bus: Bus) -> None:
         self._bucket = Bucket(bus, REVOKED)
-        self._changed = asyncio.Event()
-        self.revocations = Revocations(bus, on_change=self._on_change)
+        self.revocations = Revocations(bus)
 
     async def end_token(self, end: TokenEnd) -> None:
         """Comes back after this replica knows it, too. Raises BusError; once more does no harm."""
         revocation = Revocation(client=end.client, at=int(time.time()), reason="revoked by its client")
-        await self._bucket.put(token_record(end.jti), encode(revocation), ttl_s=end.ttl_s)
-        await self._heard(lambda: self.revocations.tokens, end.jti)
-
-    async def _heard(self, known: Callable[[], Collection[str]], name: str) -> None:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(HEARD_WITHIN_S):
-                while name not in known():
-                    changed = self._changed
-                    await changed.wait()
-
-    def _on_change(self, client: str | None) -> None:
-        self._changed.set()
-        self._changed = asyncio.Event()
+        revision = await self._bucket.put(token_record(end.jti), encode(revocation), ttl_s=end.ttl_s)
+        await self.revocations.seen(revision, within=SEEN_WITHIN_S)

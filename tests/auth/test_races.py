@@ -9,6 +9,7 @@ from libs.common.bus.buckets import Bucket
 from libs.common.bus.connection import Bus
 from libs.common.bus.failures import Unconfirmed
 from libs.common.contracts.clients import Client
+from libs.common.contracts.codec import encode
 from libs.common.credentials.directory import Directory
 from libs.common.credentials.verifiers import Verifiers
 from services.auth import registry as registry_module
@@ -57,8 +58,34 @@ async def test_a_client_is_answered_only_after_this_replica_knows_it(bus: Bus, m
     await asyncio.wait([creating], timeout=0.2)
     assert not creating.done()
     following = asyncio.create_task(directory.run())
-    made = await asyncio.wait_for(creating, 5)
+    made = await asyncio.wait_for(creating, 20)
     assert directory.clients["alice"] == made.client
+    following.cancel()
+    await asyncio.gather(following, return_exceptions=True)
+
+
+@pytest.mark.parametrize("is_there_already", [False, True])
+async def test_the_operator_counts_as_stored_only_when_this_replica_knows_it(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch, is_there_already: bool
+) -> None:
+    """Readiness depends on it: who is sent here then must not be told that there is no such client."""
+    monkeypatch.setattr(registry_module, "SEEN_WITHIN_S", 30.0)
+    bucket, verifiers = Bucket(bus, "clients"), Verifiers(SECRET)
+    if is_there_already:
+        root = Client(id="root", name="root", verifiers=(verifiers.of("s" * 40),))
+        await bucket.put("client.root", encode(root))
+    directory = Directory(bus)  # it does not follow yet
+    ensuring = asyncio.create_task(Registry(bus, directory, verifiers).ensure_operator("root", "s" * 40))
+
+    async def stored() -> bool:
+        return (await bucket.get("client.root"))[0] is not None
+
+    await eventually(stored)
+    await asyncio.wait([ensuring], timeout=0.2)
+    assert not ensuring.done()
+    following = asyncio.create_task(directory.run())
+    assert await asyncio.wait_for(ensuring, 20) == ("" if is_there_already else "create")
+    assert "root" in directory.clients
     following.cancel()
     await asyncio.gather(following, return_exceptions=True)
 

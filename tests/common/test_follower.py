@@ -49,6 +49,26 @@ async def test_it_delivers_what_was_stored_and_what_comes_later_in_order(bus: Bu
     task.cancel()
 
 
+async def test_who_waits_for_a_record_is_told_when_it_has_come_or_that_it_has_not(bus: Bus) -> None:
+    seen = Seen()
+    follower, task = follow(bus, seen)
+    assert await follower.reached(0, within=0), "there is nothing before the first"
+    assert not await follower.reached(1, within=0.05)
+    waiting = [asyncio.create_task(follower.reached(n, within=20)) for n in (1, 3, 2)]
+    for n in range(2):
+        await put(bus, n)
+    assert await waiting[0]
+    assert await waiting[2]
+    assert seen.bodies == [b"0", b"1"]
+    assert not waiting[1].done()
+    waiting[1].cancel()
+    await asyncio.gather(waiting[1], return_exceptions=True)
+    await put(bus, 2)
+    assert await follower.reached(3, within=20)
+    assert await follower.reached(2, within=0)
+    task.cancel()
+
+
 async def test_an_empty_stream_counts_as_caught_up(bus: Bus) -> None:
     follower, task = follow(bus, Seen())
     await asyncio.wait_for(follower.caught_up.wait(), 5)

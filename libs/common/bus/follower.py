@@ -9,6 +9,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
 from typing import Any
 
 import structlog
@@ -69,6 +70,7 @@ class Follower:
         self._delivered = 0
         self._behind = False  # what was stored while nobody listened is still on its way
         self._ended: asyncio.Future[None] | None = None
+        self._waiting: list[tuple[int, asyncio.Future[None]]] = []
         bus.on_reconnect(self._doubt)
 
     def problem(self) -> str | None:
@@ -80,6 +82,18 @@ class Follower:
         """Caught up, and heard from within the last seconds: what is kept from it may be believed."""
         heard = time.monotonic() - self._heard_at < SILENCE_S + HEARTBEAT_S
         return heard and not self._behind and self.caught_up.is_set()
+
+    async def reached(self, sequence: int, *, within: float) -> bool:
+        """Has everything up to that sequence been delivered? Waits for it `within` seconds at most."""
+        if self._next_sequence <= sequence:
+            waiter = sequence, asyncio.get_running_loop().create_future()
+            self._waiting.append(waiter)
+            try:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(waiter[1], within)
+            finally:
+                self._waiting.remove(waiter)
+        return self._next_sequence > sequence
 
     async def run(self) -> None:
         """Runs until cancelled."""
@@ -182,6 +196,9 @@ class Follower:
         self._delivered = delivered
         self._next_sequence = sequence + 1
         self._on_record(Stored(message.subject, sequence, at_ms, message.headers, message.data))
+        for wanted, waiting in self._waiting:
+            if wanted <= sequence and not waiting.done():
+                waiting.set_result(None)
         if pending == 0:
             self.caught_up.set()
             self._behind = False

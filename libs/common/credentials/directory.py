@@ -1,8 +1,6 @@
 """All clients and API keys in memory, kept as the bucket `clients` has them: looking one up is a dictionary's work."""
 
-import asyncio
 from collections.abc import Callable
-from contextlib import suppress
 from typing import NoReturn
 
 import structlog
@@ -36,9 +34,7 @@ class Directory:
         self.clients: dict[str, Client] = {}
         self.keys: dict[str, ApiKey] = {}
         self.deleted: set[str] = set()
-        self.revision = 0  # of the last record seen
         self._on_change = on_change
-        self._seen: list[tuple[int, asyncio.Future[None]]] = []
         self._follower = Follower(
             bus, f"KV_{CLIENTS}", [key_subject(CLIENTS, ">")], self._record, on_reset=self._forget
         )
@@ -55,19 +51,13 @@ class Directory:
         raise AssertionError("a follower does not end")
 
     async def seen(self, revision: int, *, within: float) -> bool:
-        """Whether the record with that revision has arrived here, waiting for it `within` seconds at most."""
-        if self.revision < revision:
-            waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._seen.append((revision, waiting))
-            with suppress(TimeoutError):
-                await asyncio.wait_for(waiting, within)
-        return self.revision >= revision
+        """Whether all records up to that revision have arrived here, waiting for them `within` seconds at most."""
+        return await self._follower.reached(revision, within=within)
 
     def _forget(self) -> None:
         self.clients.clear()
         self.keys.clear()
         self.deleted.clear()
-        self.revision = 0
         self._on_change(None)
 
     def _record(self, stored: Stored) -> None:
@@ -83,12 +73,6 @@ class Directory:
                     self._on_change(key.client)
             case _:
                 log.warning("directory.record_ignored", subject=stored.subject)
-        self.revision = stored.sequence
-        arrived = [waiting for revision, waiting in self._seen if revision <= self.revision or waiting.done()]
-        self._seen = [(revision, waiting) for revision, waiting in self._seen if waiting not in arrived]
-        for waiting in arrived:
-            if not waiting.done():
-                waiting.set_result(None)
 
     # A record that cannot be read takes its client or key out: an old version may allow what the new one forbids.
 

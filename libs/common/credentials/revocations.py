@@ -46,6 +46,10 @@ class Revocations:
         await self._follower.run()
         raise AssertionError("a follower does not end")
 
+    async def seen(self, revision: int, *, within: float) -> bool:
+        """Whether all records up to that revision have arrived here, waiting for them `within` seconds at most."""
+        return await self._follower.reached(revision, within=within)
+
     def _forget(self) -> None:
         self.tokens.clear()
         self.keys.clear()
