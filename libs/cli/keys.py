@@ -68,9 +68,8 @@ def revoke(
     as_json: Json = False,
 ) -> None:
     """The key no longer counts, within a second, for open streams too. It cannot be brought back."""
-    parts = key.split("_")
-    key_id = (
-        parts[1] if key.startswith("arr_") and len(parts) == 4 else key
-    )  # whoever found a leaked one pastes all of it
+    from libs.common.credentials.api_keys import id_of
+
+    key_id = id_of(key)  # whoever found a leaked one pastes all of it
     revoked = ask(lambda admin: admin.revoke_key(key_id))
     show(revoked, f"API key {key_id} is revoked.")

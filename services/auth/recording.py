@@ -16,6 +16,7 @@ from starlette.routing import Route
 from libs.common.audit import Audit, Result
 from libs.common.bus.failures import BusError
 from libs.common.contracts.faults import Code, Failed, Fault
+from libs.common.credentials.api_keys import id_of
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -86,7 +87,7 @@ def _over(endpoint: Endpoint, action: str, audit: Audit) -> Endpoint:
 def _record(audit: Audit, request: Request, action: str, result: Result, facts: dict[str, str]) -> None:
     noted: dict[str, str] = {**facts, **(getattr(request.state, "noted", None) or {})}
     # What a stranger writes into a path may be anything, a secret too: only who is known names targets.
-    named = "/".join(str(value) for value in request.path_params.values()) if noted.get("actor") else ""
+    named = "/".join(id_of(str(value)) for value in request.path_params.values()) if noted.get("actor") else ""
     target = noted.get("target") or named
     audit.record(
         action,
@@ -102,9 +103,8 @@ def _record(audit: Audit, request: Request, action: str, result: Result, facts: 
 
 
 def address_of(request: Request) -> str:
-    """Of the client; behind trusted proxies, what they say it is."""
-    known = getattr(request.state, "address", "")
-    return str(known or (request.client.host if request.client else ""))
+    """Of the client; behind trusted proxies, what they say it is (`libs.common.edge.front`)."""
+    return request.client.host if request.client else ""
 
 
 def _of_failure(error: Exception) -> tuple[Result, dict[str, str]]:

@@ -32,6 +32,14 @@ def test_a_key_that_was_not_copied_whole_is_noticed(key: ApiKeyText, length: int
     assert api_keys.parse(str(key)[:length]) is None
 
 
+@given(keys, st.integers(18, 66), st.sampled_from(ALPHABET + "_-. é\n"))
+def test_of_a_key_with_a_mistake_only_the_id_is_shown(key: ApiKeyText, at: int, character: str) -> None:
+    text = str(key)
+    for pasted in (text, " " + text, text[:at] + character + text[at + 1 :], text[:at]):
+        assert api_keys.id_of(pasted) == key.id
+    assert api_keys.id_of(key.id) == key.id
+
+
 @given(st.text())
 def test_anything_else_is_no_key(text: str) -> None:
     assert api_keys.parse(text) is None

@@ -134,6 +134,19 @@ async def test_refusals_are_recorded_and_counted(bus: Bus, auth: Auth) -> None:
     assert "my-secret" not in str(found)
 
 
+async def test_a_key_that_an_administrator_pastes_into_a_path_is_recorded_by_its_id_alone(bus: Bus, auth: Auth) -> None:
+    await auth.create_client("ci")
+    key = await auth.create_key("ci")
+    _, key_id, secret, _ = key.split("_")
+    admin = await auth.admin()
+    for pasted in (key, key[:-1]):
+        assert (await auth.http.delete(f"/keys/{pasted}", headers=admin)).status_code == 404
+    found = await until(bus, "key.revoke", "key.revoke")
+
+    assert [(record.actor, record.target) for record in found] == [(OPERATOR, key_id)] * 2
+    assert secret not in str(await records(bus))
+
+
 async def _has(bus: Bus, action: str, result: str) -> bool:
     return any((record.action, record.result) == (action, result) for record in await records(bus))
 

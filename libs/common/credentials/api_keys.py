@@ -15,6 +15,7 @@ ALPHABET = string.digits + string.ascii_uppercase + string.ascii_lowercase
 ID_LENGTH, SECRET_LENGTH, CHECKSUM_LENGTH = 12, 43, 6
 
 _FORM = re.compile(r"arr_([0-9A-Za-z]{12})_([0-9A-Za-z]{43})_([0-9A-Za-z]{6})")
+_LIKE = re.compile(r"\s*arr_([0-9A-Za-z]*)_")
 
 
 class ApiKeyText(NamedTuple):
@@ -44,6 +45,13 @@ def parse(text: str) -> ApiKeyText | None:
     if match is None or _checksum(text[: -CHECKSUM_LENGTH - 1]) != match[3]:
         return None
     return ApiKeyText(match[1], match[2])
+
+
+def id_of(text: str) -> str:
+    """The id in a whole key, mistyped or not; `text` itself when it is none. For where people paste a key and its secret
+    must not be kept."""
+    match = _LIKE.match(text)
+    return match[1] if match else text
 
 
 def _random(length: int) -> str:
