@@ -13,14 +13,12 @@ from libs.client.errors import (
     NoAnswer,
     NoGateway,
     NotConnected,
-    TimedOut,
     TooLarge,
     error_of,
 )
 from libs.common.bus.connection import Bus
 from libs.common.bus.failures import Away, NoResponders, Refused
 from libs.common.contracts import subjects
-from libs.common.contracts.codec import Malformed
 from libs.common.contracts.subjects import ApiVerb
 
 TRY_S = 5.0  # one request; a gateway that was killed never answers, and another one may
@@ -93,14 +91,8 @@ class Calls:
 
 
 def view_of(ok: bytes) -> dict[str, Any]:
+    """Raises ArrieroError."""
     try:
-        view = msgspec.json.decode(ok)
-    except msgspec.DecodeError as error:
-        raise Malformed("not JSON") from error
-    if not isinstance(view, dict):
-        raise ArrieroError("a gateway's answer is of an unknown form", code="internal")
-    return view
-
-
-def too_late(what: str, timeout: float) -> TimedOut:
-    return TimedOut(f"{what} within {timeout:g} s; the job goes on", retryable=True)
+        return msgspec.json.decode(ok, type=dict[str, Any])
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ArrieroError("a gateway's answer is of an unknown form", code="internal") from error

@@ -333,7 +333,7 @@ async def test_a_code_of_a_later_version_is_an_error_and_not_a_riddle(alone: Arr
     assert (caught.value.code, caught.value.path, caught.value.retryable) == ("of_tomorrow", "x", False)
 
 
-@pytest.mark.parametrize("answer", [b"", b"{", b"\xff", b"{}", b'{"ok":7}', b"[]"])
+@pytest.mark.parametrize("answer", [b"", b"{", b"\xff", b"{}", b'{"ok":7}', b'{"ok":{"a":"\xff"}}', b"[]"])
 async def test_an_answer_that_cannot_be_read_is_an_error(alone: Arriero, bus: Bus, answer: bytes) -> None:
     await answered(bus, Answers(answer))
     with pytest.raises(ArrieroError, match="internal"):
