@@ -6,7 +6,6 @@ Whoever has that scope may grant anything, also what he does not have: an admini
 import time
 from typing import Any
 
-import msgspec
 import structlog
 from starlette.requests import Request
 from starlette.responses import Response
@@ -17,7 +16,7 @@ from libs.common.credentials.directory import Directory
 from services.auth import changes, metrics, operations, requests
 from services.auth.answers import json
 from services.auth.bodies import read_body
-from services.auth.registry import Registry, no_client
+from services.auth.registry import Registry, no_client, no_key
 from services.auth.routes import RouteSpec
 
 log = structlog.get_logger()
@@ -64,17 +63,8 @@ class Admin:
 
     async def create_client(self, request: Request, actor: str) -> Response:
         asked = requests.create_client(await read_body(request), time.time())
-        keys = requests.public_keys_of(asked)
-        client = Client(
-            id=asked.name,
-            name=asked.name,
-            scopes=requests.scopes_of(asked),
-            policy=requests.policy_of(asked),
-            jwks=keys,
-            nats=asked.nats,
-            expires_at=asked.expires_at,
-        )
-        made = await self._registry.create_client(client, with_secret=not keys)
+        client = requests.settled(Client(id=asked.name, name=asked.name), asked)
+        made = await self._registry.create_client(client, with_secret=not client.jwks)
         metrics.clients_created.inc()
         log.info("client.created", client=made.client.id, scopes=made.client.scopes, by=actor)
         secret = {"client_secret": made.secret} if made.secret else {}
@@ -94,15 +84,7 @@ class Admin:
         now = time.time()
 
         def change(client: Client) -> Client:
-            asked = requests.update_client(client, patch, now)
-            return msgspec.structs.replace(
-                client,
-                scopes=requests.scopes_of(asked),
-                policy=requests.policy_of(asked),
-                jwks=requests.public_keys_of(asked),
-                nats=asked.nats,
-                expires_at=asked.expires_at,
-            )
+            return requests.settled(client, requests.update_client(client, patch, now))
 
         changed = await self._registry.change_client(_named(request), change)
         log.info("client.updated", client=changed.id, fields=sorted(patch), by=actor)
@@ -148,7 +130,7 @@ class Admin:
         made = await self._registry.create_key(
             client.id,
             name=asked.name,
-            scopes=None if asked.scopes is None else tuple(dict.fromkeys(str(scope) for scope in asked.scopes)),
+            scopes=None if asked.scopes is None else requests.once_each(asked.scopes),
             models=asked.models,
             limits=asked.limits,
             expires_at=asked.expires_at,
@@ -164,7 +146,7 @@ class Admin:
     async def get_key(self, request: Request, actor: str) -> Response:
         key = self._directory.keys.get(request.path_params["key"])
         if key is None:
-            raise failed(Code.NOT_FOUND, f"There is no API key with the id {request.path_params['key'][:80]!r}.")
+            raise no_key(request.path_params["key"])
         return json(requests.shown_key(key))
 
     async def revoke_key(self, request: Request, actor: str) -> Response:

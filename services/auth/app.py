@@ -42,9 +42,7 @@ def build(routes: Sequence[Route]) -> Starlette:
         if error.status_code == 405:
             fault = Fault(code=Code.METHOD_NOT_ALLOWED, message=f"{request.method} is not what this address takes.")
             return problem(fault, {"Allow": ", ".join(_methods_at(request, routes))})
-        else:
-            fault = Fault(code=Code.NOT_FOUND, message=f"The token endpoint is POST {TOKEN_PATH}.")
-        return problem(fault, dict(error.headers or {}))
+        return problem(Fault(code=Code.NOT_FOUND, message=f"The token endpoint is POST {TOKEN_PATH}."))
 
     async def on_anything(request: Request, error: Exception) -> Response:
         return _refused(Fault(code=Code.INTERNAL, message="The auth service made a mistake; its log says more."))

@@ -94,9 +94,8 @@ class Checkpoints:
 
     async def last(self, upto: int, *, within: float = 3.0) -> None:
         """One more before this replica ends, about what stands in the stream up to `upto`."""
-        give_up = time.monotonic() + within
-        while self._heads.upto < upto and time.monotonic() < give_up:  # noqa: ASYNC110  # the follower tells nobody
-            await asyncio.sleep(0.02)
+        if self._follower is not None:
+            await self._follower.reached(upto, within=within)
         await self.make()
 
     async def make(self) -> bool:

@@ -66,11 +66,6 @@ class OAuth:
         self._endpoint = _tls(issuer) + TOKEN_PATH
         self._server = TokenServer(issuer, directory, keyring, verifiers)
 
-    def token(self, authorizations: list[str], content_type: str, body: bytes) -> Answer:
-        """One request to the token endpoint. The caller has seen to it that clients and keys are at hand."""
-        asked = self.read(authorizations, content_type, body)
-        return asked if isinstance(asked, Answer) else self.answered(asked, self.issue)
-
     def read(self, authorizations: list[str], content_type: str, body: bytes) -> "TokenRequest | Answer":
         """The request, nothing of it verified; or why it is none."""
         try:
@@ -89,7 +84,7 @@ class OAuth:
         return answer._replace(client=client, used=request.used)
 
     def issue(self, request: "TokenRequest") -> Any:
-        """RFC 6749 §4.4.2. Raises OAuth2Error."""
+        """RFC 6749 §4.4.2. The caller has seen to it that clients and keys are at hand. Raises OAuth2Error."""
         grant = request.fields.get("grant_type")
         if grant is None:
             raise InvalidRequestError(f"Parameter grant_type is missing: send grant_type={GRANT}.")

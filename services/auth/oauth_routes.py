@@ -1,6 +1,5 @@
 """The three OAuth endpoints over HTTP: the asynchronous shell around `oauth` and `inspection`."""
 
-import math
 import time
 from typing import Any
 
@@ -19,6 +18,7 @@ from services.auth.inspection import End, Inspection, KeyEnd, NotYours, TokenEnd
 from services.auth.oauth import TOKEN_PATH, Act, Answer, OAuth, TokenRequest
 from services.auth.once import Once
 from services.auth.presenting import ClientRefused
+from services.auth.problems import retry_after
 from services.auth.readiness import Readiness
 from services.auth.recording import address_of, note
 from services.auth.registry import Registry
@@ -185,5 +185,4 @@ def _slow_down(wait_s: float) -> Answer:
 
 
 def _oauth_error(fault: Fault, code: str) -> Answer:
-    headers = {"Retry-After": str(math.ceil(fault.retry_after_s))} if fault.retry_after_s else {}
-    return Answer(fault.meaning.status, {"error": code, "error_description": fault.message}, headers, "")
+    return Answer(fault.meaning.status, {"error": code, "error_description": fault.message}, retry_after(fault), "")

@@ -1,6 +1,6 @@
 """Faults as problem documents (RFC 9457), in the same form as the gateway's."""
 
-from typing import Any
+import math
 
 import msgspec
 from starlette.responses import Response
@@ -9,19 +9,10 @@ from libs.common.contracts.faults import Fault
 
 
 def problem(fault: Fault, headers: dict[str, str] | None = None) -> Response:
-    meaning = fault.meaning
-    body: dict[str, Any] = {
-        "type": f"urn:arriero:error:{fault.code}",
-        "title": meaning.title,
-        "status": meaning.status,
-        "detail": fault.message,
-        "code": fault.code,
-        "retryable": meaning.retryable,
-    }
-    if fault.path is not None:
-        body["path"] = fault.path
-    sent = {"Cache-Control": "no-store", **(headers or {})}
-    if fault.retry_after_s is not None:
-        sent["Retry-After"] = str(max(1, round(fault.retry_after_s)))
-    body |= fault.details or {}
-    return Response(msgspec.json.encode(body), meaning.status, sent, media_type="application/problem+json")
+    sent = {"Cache-Control": "no-store", **retry_after(fault), **(headers or {})}
+    return Response(msgspec.json.encode(fault.problem()), fault.meaning.status, sent, "application/problem+json")
+
+
+def retry_after(fault: Fault) -> dict[str, str]:
+    """Whole seconds, never too early (RFC 9110 §10.2.3); nothing where waiting does not help."""
+    return {} if fault.retry_after_s is None else {"Retry-After": str(max(1, math.ceil(fault.retry_after_s)))}

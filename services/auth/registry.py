@@ -193,7 +193,7 @@ class Registry:
     async def revoke_key(self, key: str) -> None:
         """Its record goes, and with it the key. Raises Failed (NOT_FOUND), BusError."""
         if key not in self._directory.keys:
-            raise failed(Code.NOT_FOUND, f"There is no API key with the id {key[:80]!r}.")
+            raise no_key(key)
         revision = await self._bucket.delete(api_key_key(key), ttl_s=NAME_KEPT_S)
         await self._directory.seen(revision, within=SEEN_WITHIN_S)
 
@@ -240,6 +240,10 @@ class Registry:
 
 def no_client(client: str) -> Exception:
     return failed(Code.NOT_FOUND, f"There is no client {client[:80]!r}.")
+
+
+def no_key(key: str) -> Exception:
+    return failed(Code.NOT_FOUND, f"There is no API key with the id {key[:80]!r}.")
 
 
 def _busy() -> Exception:

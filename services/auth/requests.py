@@ -1,6 +1,7 @@
 """What the admin routes take, and how a mistake in it is said: with the path of the field."""
 
 import re
+from collections.abc import Iterable
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -128,18 +129,20 @@ def update_client(client: Client, patch: dict[str, Any], now: float) -> Settable
     return after
 
 
-def scopes_of(asked: Settable) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(str(scope) for scope in asked.scopes))
+def settled(client: Client, asked: Settable) -> Client:
+    """`client` as it was asked for. Raises Failed (INVALID_REQUEST) for public keys that cannot be used."""
+    return msgspec.structs.replace(
+        client,
+        scopes=once_each(asked.scopes),
+        policy=msgspec.convert(msgspec.to_builtins(asked.policy), Policy),  # the plain one: equal to what is read back
+        jwks=public_keys.checked(list(asked.jwks.keys)),
+        nats=asked.nats,
+        expires_at=asked.expires_at,
+    )
 
 
-def policy_of(asked: Settable) -> Policy:
-    """The plain contract, which compares equal to what is read back."""
-    return msgspec.convert(msgspec.to_builtins(asked.policy), Policy)
-
-
-def public_keys_of(asked: Settable) -> tuple[dict[str, Any], ...]:
-    """As they are stored. Raises Failed (INVALID_REQUEST)."""
-    return public_keys.checked(list(asked.jwks.keys))
+def once_each(scopes: Iterable[Scope]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(str(scope) for scope in scopes))
 
 
 def create_key(body: bytes, client: Client, now: float) -> CreateKey:

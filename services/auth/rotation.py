@@ -10,13 +10,12 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 
-from libs.common.contracts.clients import TOKEN_TTL_S
 from libs.common.contracts.codec import Contract, Decoder
-from libs.common.credentials.tokens import LEEWAY_S
+from libs.common.credentials.tokens import COUNTS_FOR_S
 
 State = Literal["next", "active", "retiring"]
 
-RETIRE_S = TOKEN_TTL_S + 2 * LEEWAY_S  # until its last token is refused by the slowest clock
+RETIRE_S = COUNTS_FOR_S  # until its last token is refused
 
 PAST_S = 400 * 86400  # as long as the audit trail is kept
 MAX_PAST = 100

@@ -1,6 +1,6 @@
 """Failed authentications as all replicas have seen them together; the shell around `failures`.
 
-Asking (`wait_s`) is a look into memory. A failure (`failed`) counts here at once, in the same step of the event loop, and is
+Asking (`blocked_s`) is a look into memory. A failure (`failed`) counts here at once, in the same step of the event loop, and is
 written behind the answer's back: a compare-and-set on one small record that ends by itself, several failures in one write.
 Other replicas hear of it within milliseconds; what they let through meanwhile is all that a race can give.
 While NATS is away each replica counts for itself.

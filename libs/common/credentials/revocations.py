@@ -10,15 +10,12 @@ from libs.common.bus.buckets import value_of
 from libs.common.bus.connection import Bus
 from libs.common.bus.follower import Follower
 from libs.common.bus.stored import Stored
-from libs.common.contracts.clients import TOKEN_TTL_S
 from libs.common.contracts.codec import Malformed
 from libs.common.contracts.revocations import Revocation, decode_revocation
 from libs.common.contracts.streams import REVOKED, key_subject
-from libs.common.credentials.tokens import LEEWAY_S
+from libs.common.credentials.tokens import COUNTS_FOR_S
 
 log = structlog.get_logger()
-
-KEPT_S = TOKEN_TTL_S + 2 * LEEWAY_S  # after it no token that a record is about counts anyway
 
 
 class Revocations:
@@ -77,8 +74,9 @@ class Revocations:
         self._on_change(revocation.client or None)
 
     def _prune(self) -> None:
-        """Records expire at the server without a word. They come in the order of their times, nearly."""
-        limit = time.time() - KEPT_S
+        """Records expire at the server without a word. They come in the order of their times, nearly. After so long no token
+        that they are about counts anyway."""
+        limit = time.time() - COUNTS_FOR_S
         for kept in (self.tokens, self.keys):
             while kept and next(iter(kept.values())).at < limit:
                 del kept[next(iter(kept))]

@@ -11,11 +11,12 @@ from joserfc.errors import JoseError
 from joserfc.jwk import ECKey
 from joserfc.jws import extract_compact
 
-from libs.common.contracts.clients import AUDIENCE
+from libs.common.contracts.clients import AUDIENCE, TOKEN_TTL_S
 
 ALGORITHM = "ES256"
 TYPE = "at+jwt"
 LEEWAY_S = 30  # how far the clocks of auth and gateways may be apart
+COUNTS_FOR_S = TOKEN_TTL_S + 2 * LEEWAY_S  # at most: from its issue until the slowest clock refuses it
 MAX_LENGTH = 4096  # ours have about 450 characters
 
 PublicKeys = Mapping[str, ECKey]

@@ -1,6 +1,7 @@
 """Settings of services that listen for clients: who may talk to them, and how long they wait for slow ones."""
 
 import socket
+from collections.abc import Callable
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
@@ -83,8 +84,7 @@ def split(text: str) -> list[str]:
     return [part.strip().lower() for part in text.split(",") if part.strip()]
 
 
-def _each(value: str, is_good: object, what: str) -> str:
-    assert callable(is_good)
+def _each(value: str, is_good: Callable[[str], bool], what: str) -> str:
     for part in split(value):
         if not is_good(part):
             raise ValueError(f"{part!r} cannot be used: {what}")
