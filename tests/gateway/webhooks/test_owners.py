@@ -14,7 +14,7 @@ from services.gateway.webhooks import schedule
 from tests.gateway.conftest import Keys
 from tests.gateway.running import MODEL, RouterStub, add_node, running_gateway
 from tests.gateway.webhooks.receiver import receiving
-from tests.gateway.webhooks.test_delivery import OWN, emptied, hooks, register, submit, succeed
+from tests.gateway.webhooks.test_delivery import OWN, emptied, register, submit, succeed
 from tests.support.nats_server import NatsServer
 from tests.support.waiting import eventually
 
@@ -24,6 +24,11 @@ async def change(bus: Bus, name: str, **fields: Any) -> None:
     value, _ = await clients.get(f"client.{name}")
     assert value
     await clients.put(f"client.{name}", encode(msgspec.structs.replace(decode_client(value), **fields)))
+
+
+async def hooks(bus: Bus) -> int:
+    """Messages that HOOKS holds."""
+    return int((await bus.api("STREAM.INFO.HOOKS"))["state"]["messages"])
 
 
 async def registered(bus: Bus, client: str) -> bool:
