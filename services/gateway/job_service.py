@@ -38,6 +38,7 @@ from services.gateway.submission import Prepared, Submitted, Submitter
 from services.gateway.view import job_view
 from services.gateway.watch import Log, Watch
 from services.gateway.webhooks import Webhooks
+from services.gateway.webhooks.erasing import make_bare
 from services.gateway.wish import Wish, check_model
 
 log = structlog.get_logger()
@@ -341,7 +342,7 @@ class JobService:
         if isinstance(entry.facts, Completion) and keep:
             return await self._view(key, entry)
         if isinstance(entry.facts, Completion):
-            await self._erase(key, entry)
+            await self._erase(key, entry, entry.facts)
             return {"id": job, "state": str(entry.facts.state), "erased": True}
         await self.mark_cancelled(key, entry, reason)
         await self._wait_for_end(key, CANCEL_WAIT_S)
@@ -364,7 +365,19 @@ class JobService:
             raise _away(error) from error
         log.info("job.cancel_requested", job_id=key.job, client=key.client, reason=reason)
 
-    async def _erase(self, key: JobKey, entry: Entry) -> None:
+    async def _erase(self, key: JobKey, entry: Entry, completion: Completion) -> None:
+        """Its event goes first: what cannot be done is repeated as long as the job is there."""
+        try:
+            await make_bare(self.bus, key, completion)
+        except BusError as error:
+            raise _away(error) from error
+        await self._ask_to_erase(key, entry)
+        try:
+            await make_bare(self.bus, key, completion)
+        except BusError as error:  # one that was stored between the two; nobody else will see to it
+            log.warning("job.event_not_erased", job_id=key.job, error=str(error))
+
+    async def _ask_to_erase(self, key: JobKey, entry: Entry) -> None:
         wish = Erase(client=key.client, job=key.job, sequence=entry.sequence)
         try:
             reply = await self.bus.request(subjects.router("erase"), encode(wish), timeout=ERASE_TIMEOUT_S)

@@ -26,6 +26,8 @@ def body_of(key: JobKey, entry: Entry, webhook: Webhook, log: bytes | None) -> b
     """`entry` is a Completion. At most MAX_BODY: what is too large goes without its result, and says so."""
     completion = entry.facts
     assert isinstance(completion, Completion)
+    if completion.erased:
+        return bare_body(key.job, completion)
     data = job_view(key.job, entry, log=log)
     if not webhook.include_result:
         del data["result"]
@@ -37,6 +39,11 @@ def body_of(key: JobKey, entry: Entry, webhook: Webhook, log: bytes | None) -> b
     if len(whole) <= MAX_BODY:
         return whole
     return _event(completion, row(key.job, completion, entry.at_ms) | {"result_omitted": True})
+
+
+def bare_body(job: str, completion: Completion) -> bytes:
+    """For a job that was erased."""
+    return _event(completion, {"id": job, "state": str(completion.state)})
 
 
 def _event(completion: Completion, data: dict[str, Any]) -> bytes:

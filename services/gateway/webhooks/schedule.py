@@ -11,6 +11,7 @@ from libs.common.contracts.jobs import Binding, Completion, Submission
 from libs.common.folder import Entry
 
 GIVE_UP_S = 24 * 3600.0
+EVENT_TTL_S = int(GIVE_UP_S) + 2 * 3600  # the last attempt may be an hour late
 ATTEMPTS_AT = (0.0, 5.0, 305.0, 2105.0, 9305.0, 27305.0, 63305.0, GIVE_UP_S)  # after the event
 JITTER = 0.1  # of a delay, at most so much more
 MAX_RETRY_AFTER = 3600.0

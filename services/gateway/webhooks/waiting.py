@@ -5,7 +5,6 @@ announcement looks, gives it back for later, and meanwhile listens for hints of 
 """
 
 import asyncio
-import contextlib
 import random
 import time
 from collections import Counter
@@ -26,15 +25,15 @@ from libs.common.contracts.subjects import JobKey
 from libs.common.contracts.webhooks import WAITING, HookEvent, event_of
 from libs.common.folder import ttl_s
 from libs.common.journal import Journal
+from services.gateway.webhooks.erasing import make_bare
 from services.gateway.webhooks.events import body_of, message_id, wants_log
 from services.gateway.webhooks.registry import WebhookRegistry
-from services.gateway.webhooks.schedule import GIVE_UP_S, JITTER, LATEST_S, Step, judge
+from services.gateway.webhooks.schedule import EVENT_TTL_S, JITTER, LATEST_S, Step, judge
 
 log = structlog.get_logger()
 
 LOOKS = 64  # at once
 MAX_EXPECTED = 10_000  # jobs whose hints are listened for; the others are looked at as time goes by
-EVENT_TTL_S = int(GIVE_UP_S) + 2 * 3600  # the last attempt may be an hour late
 SPARE_S = 120  # that an announcement outlives its job's records
 
 
@@ -110,8 +109,16 @@ class Waiting:
             MSG_ID: message,  # also when the first was sent and gone already: two gateways hear the same hint
         }
         body = body_of(key, entry, webhook, body_log)
-        with contextlib.suppress(Conflict):  # it waits there already
+        try:
             await self._bus.append(subjects.hook_send(key, completion.submitted), body, headers=headers)
+        except Conflict:  # it waits there already
+            bare = False
+        else:
+            bare = completion.erased
+        if not bare:  # was it erased before that was stored, and so without who erased it seeing it?
+            entry = await self._journal.newest(key)
+            if entry and isinstance(entry.facts, Completion) and entry.facts.erased:
+                await make_bare(self._bus, key, entry.facts)
         return True
 
     # -- hints ---------------------------------------------------------------------------------------------------------
