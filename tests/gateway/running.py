@@ -23,7 +23,7 @@ from services.gateway.main import start
 from services.gateway.settings import GatewaySettings
 from tests.gateway.scripted import BOOT, NODE
 from tests.support.http import free_socket, served
-from tests.support.nats_server import NatsServer, connected
+from tests.support.nats_server import Reachable, connected
 from tests.support.waiting import eventually
 
 SECRET = "cluster-secret-of-the-tests-0123456789"
@@ -46,7 +46,7 @@ class Gateway:
 
 
 @contextlib.asynccontextmanager
-async def running_gateway(nats: NatsServer, **settings: Any) -> AsyncIterator[Gateway]:
+async def running_gateway(nats: Reachable, **settings: Any) -> AsyncIterator[Gateway]:
     """Ready when it yields; its tasks must not have failed when it ends."""
     effective = GatewaySettings(
         **({"cluster_secret": SECRET, "issuer": "http://127.0.0.1:9", "address_failures": 0} | settings)

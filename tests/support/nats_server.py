@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Protocol
 
 from libs.common.bus.connection import Bus
 from libs.common.bus.provision import create_missing, drift
@@ -41,6 +42,10 @@ class NatsServer:
     @property
     def url(self) -> str:
         return f"nats://127.0.0.1:{self.port}"
+
+    @property
+    def urls(self) -> list[str]:
+        return [self.url]
 
     async def start(self) -> None:
         ports = self.folder / "ports"
@@ -106,10 +111,17 @@ async def nats_server(folder: Path, *, provision: bool = True, config: str = "")
         await server.kill()
 
 
+class Reachable(Protocol):
+    """One server, or several that are one cluster."""
+
+    @property
+    def urls(self) -> list[str]: ...
+
+
 @contextlib.asynccontextmanager
-async def connected(server: NatsServer, user: str = "", password: str = "") -> AsyncIterator[Bus]:
+async def connected(server: Reachable, user: str = "", password: str = "") -> AsyncIterator[Bus]:
     bus = Bus(user)
-    await bus.open([server.url], password=password)
+    await bus.open(server.urls, password=password)
     try:
         yield bus
     finally:
