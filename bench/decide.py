@@ -23,11 +23,12 @@ from libs.common.contracts.requests import Priority
 from libs.common.contracts.subjects import JobKey
 from services.router import outlook
 from services.router.fleet import Fleet, NodeView, RunKey
-from services.router.look import Loading, Look, Placement
+from services.router.look import Look
 from services.router.loop import HOLD_S
 from services.router.pricing import Ask
 from services.router.queue import Waiting, cost
 from services.router.scheduler import Scheduler
+from services.router.wishes import Loading, Placement
 
 GB = 10**9
 SLOTS, VRAM, RESIDENT = 4, 48 * GB, 3
@@ -91,10 +92,10 @@ class World:
     def wanted(self, hold_s: float = math.inf) -> bool:
         """One look, and what it wants is done, as the shell does it; False: it was put down after so many seconds of CPU."""
         began = time.process_time()
-        for wish in self.scheduler.wanted(self.now, self.now * 1000, BEGIN_S):
+        for wish in self.scheduler.steps(self.now, self.now * 1000, BEGIN_S):
             if isinstance(wish, Loading):
                 wish.node.preload(wish.model, wish.order)
-            else:
+            elif isinstance(wish, Placement):
                 self.bind(wish)
             if time.process_time() - began >= hold_s:
                 return False

@@ -13,11 +13,11 @@ from services.router.board import Board
 from services.router.clock import ServerClock
 from services.router.index import Job
 from services.router.loader import Loader
-from services.router.look import Placement
 from services.router.orders import Orders
 from services.router.reclaimer import Reclaimer
 from services.router.residency import Stay
 from services.router.transitions import Transitions
+from services.router.wishes import Placement
 
 log = structlog.get_logger()
 

@@ -11,10 +11,10 @@ from libs.common.contracts.nodes import canonical_model
 from libs.common.ids import new_op_id
 from services.router import metrics
 from services.router.fleet import NodeView
-from services.router.look import Loading
 from services.router.orders import Orders
 from services.router.residency import Stay, stay
 from services.router.scheduler import Scheduler
+from services.router.wishes import Loading
 
 log = structlog.get_logger()
 

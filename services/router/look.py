@@ -4,45 +4,24 @@ import itertools
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
-from libs.common.contracts.jobs import Decision
 from libs.common.contracts.requests import Priority
 from services.router import decide, objections
 from services.router.backlog import Backlog, backlog
+from services.router.copies import CopySearch
 from services.router.decide import Need, Priced
 from services.router.fleet import Hold, NodeView, Preload
+from services.router.harm import Harm
 from services.router.pricing import Ask, Terms
 from services.router.queue import Waiting
 from services.router.roster import Able
+from services.router.wishes import PAUSE, Loading, Pause, Placement
 
 if TYPE_CHECKING:
     from services.router.scheduler import Scheduler
 
 LOOKS_AT = 8  # jobs of one model, for one that does not prefer to wait for the node that has its prompt
 COPIES_EVERY_S = 1.0
-PAYS_WITHIN_S = 1000.0  # what a copy costs now it must bring within so long
-SURE = 4.0  # times the price of its load: demand is only guessed, and what moves once moves again
-STAYS_S, STAYS_LOADS = 60.0, 3.0  # a model that was just loaded stays: so long, or so many times its load
-NEVER_S = 1e5  # harm that nothing pays for
-KEPT_S = 1e7  # harm for which no copy is even looked at
-EXACT = 4  # candidates that are surveyed as if they were there; each costs a few surveys
-MARGIN = 0.1  # so far may demand be off: a copy has to pay although it is less, and what leaves is asked for more
-
-
-class Placement(NamedTuple):
-    """A job and the slot it gets; `hold` is what its node has to reserve."""
-
-    job: Waiting
-    node: NodeView
-    hold: Hold
-    decision: Decision
-
-
-class Loading(NamedTuple):
-    """A copy of a model that is to be loaded before jobs come for it."""
-
-    node: NodeView
-    model: str
-    order: Preload
+SEARCH_STALE_S = 10.0  # whoever was not active for so long begins anew
 
 
 class Waits(NamedTuple):
@@ -58,6 +37,10 @@ class Look:
         self.now, self._now_ms, self._connected_at = now, now_ms, connected_at
         self.roster = scheduler.roster
         self.roster.refresh(now, connected_at)
+        self._harm = Harm(scheduler.pricing, self.roster, scheduler.fleet.nodes, lambda: scheduler.survey(now), now)
+        if scheduler.search is not None and now - scheduler.search.began_at > SEARCH_STALE_S:
+            scheduler.search = None
+        self._is_resumed = scheduler.search is not None  # a search that an earlier look put down
         self._held: set[str] = set()
         self._wished: NodeView | None = (
             None  # of the last wish, which may have been carried out; nothing else has changed
@@ -67,10 +50,19 @@ class Look:
         self._drains: dict[str, float] = {}
 
     def next(self) -> Placement | Loading | None:
+        """What is to be done now, however long it takes to find."""
+        while isinstance(wish := self.step(), Pause):
+            pass
+        return wish
+
+    def step(self) -> Placement | Loading | Pause | None:
+        """The same, but a search for copies goes on with the next step, of this look or another; there jobs come first."""
         if self._wished is not None:
             self.roster.see(self._wished, self.now, self._connected_at)
-        wish = self._next_copy() or self._next_job()
-        self._wished = wish.node if wish is not None else None
+            self._harm.forget()
+        first = self._next_job() if self._is_resumed else None
+        wish = first or self._next_copy() or self._next_job()
+        self._wished = None if wish is None or isinstance(wish, Pause) else wish.node
         return wish
 
     def _next_job(self) -> Placement | None:
@@ -197,7 +189,7 @@ class Look:
         return [
             (node, terms)
             for node in nodes
-            if (terms := self._pricing.terms(ask, node, self._harm, self.now)) is not None
+            if (terms := self._pricing.terms(ask, node, self._harm.of, self.now)) is not None
         ]
 
     def _placement(self, job: Waiting, ranked: list[Priced]) -> Placement:
@@ -226,17 +218,31 @@ class Look:
 
     # -- copies --------------------------------------------------------------------------------------------------------
 
-    def _next_copy(self) -> Loading | None:
+    def _next_copy(self) -> Loading | Pause | None:
         """The pin that is not in memory, or the copy that saves most waiting for what it costs, if one does."""
         scheduler = self._scheduler
-        if self.now < scheduler.copies_at:
-            return None
-        loading = self._pinned() or self._best_copy()
-        if loading is None:
+        if scheduler.search is None:
+            if self.now < scheduler.copies_at:
+                return None
+            if pinned := self._pinned():
+                scheduler.moved()
+                return pinned
+            scheduler.search = self._search()
+        if not scheduler.search.step():
+            return PAUSE
+        search, scheduler.search = scheduler.search, None
+        found = search.still(self._harm, self.now) if self._is_resumed else search.found
+        self._is_resumed = False
+        if found is None:
             scheduler.copies_at = self.now + COPIES_EVERY_S
         else:
             scheduler.moved()
-        return loading
+        return found
+
+    def _search(self) -> CopySearch:
+        scheduler, looked = self._scheduler, self._scheduler.survey(self.now)
+        harm = Harm(self._pricing, self.roster, scheduler.fleet.nodes, lambda: looked, self.now)
+        return CopySearch(self._pricing, self.roster, harm, looked, delayed=scheduler.delayed, now=self.now)
 
     def _pinned(self) -> Loading | None:
         for model, policy in sorted(self._pricing.catalog.models.items()):
@@ -245,106 +251,10 @@ class Look:
                 if node is not None and model not in node.loaded and not node.loading:
                     if self.roster.objection(model, node, Priority.BATCH):
                         continue
-                    terms = self._pricing.terms(Ask(model, Priority.NORMAL, 0, 0), node, self._harm, self.now)
+                    terms = self._pricing.terms(Ask(model, Priority.NORMAL, 0, 0), node, self._harm.of, self.now)
                     if terms is not None and not node.preload_failed(model, self.now):
                         return Loading(node, model, Preload(self.now + terms.load_s, terms.evict))
         return None
-
-    def _best_copy(self) -> Loading | None:
-        """Of the copies that seem to save most waiting, the one that does, by a survey of the fleet as it would be then."""
-        looked = self._scheduler.survey(self.now)
-        dear = SURE * (1 + self._scheduler.delayed)  # what a second of loading has to bring
-        hopes: list[tuple[float, str, NodeView]] = []
-        for model in sorted(looked.waits, key=lambda m: (-looked.most(m), m)):
-            nodes = self.able(Ask(model, Priority.NORMAL, 0, 0)).values()
-            least = min((self._pricing.load_s(node, model) for node in nodes), default=0.0)
-            if PAYS_WITHIN_S * looked.most(model) <= dear * least:
-                continue
-            for node in nodes:
-                if node.loading or node.name in looked.holders[model] or node.preload_failed(model, self.now):
-                    continue
-                if not node.beat.vram and node.resident:
-                    continue  # of a node whose memory is not known, it is not known either what would have to leave
-                hope = PAYS_WITHIN_S * looked.gain(model, node.name) - dear * self._pricing.load_s(node, model)
-                if hope > 0:
-                    hopes.append((hope, model, node))
-        hopes.sort(key=lambda each: (-each[0], each[1], each[2].name))
-        found: list[tuple[float, str, NodeView, Terms]] = []
-        for hope, model, node in hopes:
-            if len(found) == EXACT and hope <= found[-1][0]:
-                break
-            terms = self._pricing.terms(Ask(model, Priority.NORMAL, 0, 0), node, self._harm, self.now)
-            if terms is None or terms.harm_s >= KEPT_S:
-                continue
-            harm = sum(looked.loss(v, node.name) for v in terms.evict if not self._is_last(v, node))
-            drain = terms.load_s - self._pricing.load_s(node, model)
-            found.append((hope - PAYS_WITHIN_S * harm - dear * drain, model, node, terms))
-            found.sort(key=lambda each: (-each[0], each[1], each[2].name))
-            del found[EXACT:]
-        best: tuple[float, Loading | None] = (0.0, None)
-        for _, model, node, terms in found:
-            changed: dict[str, frozenset[str]] = {model: looked.holders[model] | {node.name}}
-            leave = [(victim, node.name) for victim in terms.evict]
-            first: Loading | None = Loading(node, model, Preload(self.now + terms.load_s, terms.evict))
-            price = dear * terms.load_s
-            taken = {node.name}
-            for victim in (v for v in terms.evict if self._is_last(v, node)):
-                if looked.holders[victim] - {node.name}:
-                    first = None if len(taken) == 1 else first  # it is being loaded elsewhere: wait for that
-                    continue
-                other = self._elsewhere(victim, taken, model)
-                if other is None:
-                    break
-                if len(taken) == 1:
-                    first = other
-                taken.add(other.node.name)
-                price += dear * self._pricing.load_s(other.node, victim)
-                leave += [(v, other.node.name) for v in other.order.evict]
-                changed[victim] = looked.holders[victim] | {other.node.name}
-            else:
-                for victim, name in leave:
-                    changed[victim] = changed.get(victim, looked.holders[victim]) - {name}
-                scale = {victim: 1 + MARGIN for victim, _ in leave} | {model: 1 - MARGIN}
-                doubted = looked.with_load(scale)
-                worth = PAYS_WITHIN_S * (doubted.waiting - doubted.with_holders(changed).waiting) - price
-                if worth > best[0]:
-                    best = worth, first
-        return best[1]
-
-    def _elsewhere(self, model: str, taken: set[str], wanted: str) -> Loading | None:
-        """Where the last copy of a model could go, if another one needs its place."""
-        ask = Ask(model, Priority.NORMAL, 0, 0)
-        best: tuple[float, Loading | None] = (KEPT_S, None)
-        for node in self.able(ask).values():
-            if node.name in taken or node.loading or model in node.resident or node.preload_failed(model, self.now):
-                continue
-            terms = self._pricing.terms(ask, node, self._harm, self.now)
-            if terms is None or wanted in terms.evict or any(self._is_last(v, node) for v in terms.evict):
-                continue
-            if terms.load_s + terms.harm_s < best[0]:
-                best = terms.load_s + terms.harm_s, Loading(node, model, Preload(self.now + terms.load_s, terms.evict))
-        return best[1]
-
-    def _is_last(self, model: str, node: NodeView) -> bool:
-        """Nobody else has it in memory, and it will be asked for."""
-        if any(model in other.resident for other in self.roster.held().get(model, {}).values() if other is not node):
-            return False
-        return self._pricing.demand.per_second(model, self.now) > 0
-
-    def _harm(self, model: str, node: str) -> float:
-        """Seconds that others lose when this model leaves that node."""
-        scheduler, pricing = self._scheduler, self._pricing
-        looked = scheduler.survey(self.now)
-        view = scheduler.fleet.nodes[node]
-        load_s = pricing.load_s(view, model)
-        harm = PAYS_WITHIN_S * looked.loss(model, node, load_s)
-        stays_s = max(STAYS_S, STAYS_LOADS * load_s)
-        asked = pricing.demand.per_second(model, self.now) > 0
-        if asked and self.now - view.loaded_at.get(model, 0.0) < stays_s:
-            harm += KEPT_S
-        if asked and self._is_last(model, view):  # it would soon be loaded again, and push out another
-            harm += NEVER_S * pricing.demand.chance(model, self.now, PAYS_WITHIN_S)
-        return harm
 
     def _look_at_backlog(self) -> Backlog:
         if self._backlog is None:

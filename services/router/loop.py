@@ -27,7 +27,7 @@ from services.router.fleet import Liveness
 from services.router.gatherer import Gatherer
 from services.router.intake import Intake
 from services.router.loader import Loader
-from services.router.look import Loading, Look, Placement
+from services.router.look import Look
 from services.router.orders import Orders
 from services.router.pings import Pings
 from services.router.queue import PendingQueue
@@ -38,6 +38,7 @@ from services.router.settle import Enqueue, settle
 from services.router.strays import Strays
 from services.router.tidier import Tidier
 from services.router.transitions import Transitions
+from services.router.wishes import Loading, Pause, Placement
 
 TICK_S = 0.25
 HOLD_S = (
@@ -129,13 +130,14 @@ class Router:
 
     def _schedule(self, now: float) -> bool:
         """Give slots to those who wait, and load what they will ask for. False: not done, but others wait for the loop."""
-        wanted = self.scheduler.wanted(now, self._clock.now_ms(), self._hearing_since())
+        steps = self.scheduler.steps(now, self._clock.now_ms(), self._hearing_since())
         while True:
             with metrics.decide_seconds.time():
-                wish = next(wanted, None)
+                wish = next(steps, None)
             if wish is None:
                 return True
-            self._carry_out(wish, now)
+            if not isinstance(wish, Pause):
+                self._carry_out(wish, now)
             if time.monotonic() - now >= HOLD_S:
                 return False
 

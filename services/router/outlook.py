@@ -5,9 +5,10 @@ from typing import NamedTuple
 from libs.common.contracts.jobs import Decision
 from libs.common.contracts.subjects import JobKey
 from services.router import decide, objections
-from services.router.look import Look, Placement
+from services.router.look import Look
 from services.router.pricing import Ask
 from services.router.queue import PendingQueue, Waiting
+from services.router.wishes import Placement
 
 
 class Place(NamedTuple):

@@ -122,7 +122,7 @@ class Pricing:
 
     def load_s(self, node: NodeView, model: str) -> float:
         """`speed` without what only a job needs."""
-        return self.rates.speed(node.name, model, node.sizes.get(model, 0), cpu=node.beat.vram == 0).load_s
+        return self.rates.load_s(node.name, model, node.sizes.get(model, 0), cpu=node.beat.vram == 0)
 
     def work(self, model: str) -> float:
         known = self._work.get(model)

@@ -7,7 +7,7 @@ nobody else can do keeps them busy (both: Sakasegawa's approximation). It is a s
 idle while jobs wait for models they do not hold.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 ROUNDS = 3  # of spreading each model's work over its holders
@@ -42,6 +42,7 @@ class Survey:
     own: Mapping[
         str, tuple[float, float]
     ]  # by such model: the slots of its holders, and the least that `pooled` says of them
+    ground: "Ground"
 
     def gain(self, model: str, node: str) -> float:
         """Of one more copy there, for those who wait for it: seconds per second. A guess, `with_holders` knows better."""
@@ -52,9 +53,13 @@ class Survey:
         wait = wait_s(self.work[model], total, self.bound[model] / total) + min(pooled, self.pooled[node])
         return max(0.0, self.load[model] / self.work[model] * (self.waits[model] - wait))
 
-    def most(self, model: str) -> float:
-        """No further copy can save them more."""
-        return self.load[model] / self.work[model] * self.waits.get(model, 0.0)
+    def most(self, model: str, slots: float, pooled: float) -> float:
+        """No further copy can save them more, on any node that has no more slots and whose pool waits no less."""
+        wait, (total, own) = self.waits[model], self.own[model]
+        total += slots
+        rate = self.load[model] / self.work[model]
+        least = wait_s(self.work[model], total, self.bound[model] / total) + min(own, pooled)
+        return rate * (max(0.0, wait - least) + 1e-9 * wait)  # sums in another order differ in their last digits
 
     def loss(self, model: str, node: str, load_s: float = 0.0) -> float:
         """Of the copy there, for them."""
@@ -70,47 +75,74 @@ class Survey:
 
     def with_holders(self, changed: Holders) -> "Survey":
         """The same, were these models held by these nodes instead."""
-        return survey(self.load, self.work, self.slots, {**self.holders, **changed})
+        return survey(self.load, self.work, self.slots, {**self.holders, **changed}, self.ground)
 
     def with_load(self, scale: Mapping[str, float]) -> "Survey":
         """The same, were these models asked for so many times as often."""
         changed = {model: self.load.get(model, 0.0) * by for model, by in scale.items()}
-        return survey({**self.load, **changed}, self.work, self.slots, self.holders)
+        return survey({**self.load, **changed}, self.work, self.slots, self.holders, self.ground)
+
+
+class Ground:
+    """Nodes by number instead of name, in the order of names: what surveys of the same nodes have in common."""
+
+    def __init__(self, slots: Mapping[str, float]) -> None:
+        self.names = sorted(slots)
+        self.slots = [slots[name] for name in self.names]
+        self._number = {name: n for n, name in enumerate(self.names)}
+        self._numbers: dict[frozenset[str], list[int]] = {}
+
+    def numbers(self, names: frozenset[str]) -> list[int]:
+        known = self._numbers.get(names)
+        if known is None:
+            known = self._numbers[names] = sorted(map(self._number.__getitem__, names))
+        return known
 
 
 def survey(
-    load: Mapping[str, float], work: Mapping[str, float], slots: Mapping[str, float], holders: Holders
+    load: Mapping[str, float],
+    work: Mapping[str, float],
+    slots: Mapping[str, float],
+    holders: Holders,
+    ground: Ground | None = None,
 ) -> Survey:
-    used = dict.fromkeys(slots, 0.0)
+    """`ground`: of these slots, if it is known already."""
+    ground = ground or Ground(slots)
+    size, names = ground.slots, ground.names
+    used = [0.0] * len(size)
     asked = sorted(
         (m for m, nodes in holders.items() if nodes and load.get(m, 0.0) > 0), key=lambda m: (len(holders[m]), m)
     )
-    parts: dict[str, list[tuple[str, float]]] = {}
+    held = {model: ground.numbers(holders[model]) for model in asked}
+    parts: dict[str, list[tuple[int, float]]] = {}
     for _ in range(ROUNDS):
         for model in asked:
             for node, part in parts.get(model, ()):
-                used[node] = max(0.0, used[node] - part)
-            parts[model] = _pour(load[model], holders[model], slots, used)
+                left = used[node] - part
+                used[node] = left if left > 0.0 else 0.0
+            parts[model] = _pour(load[model], held[model], size, used)
             for node, part in parts[model]:
                 used[node] += part
-    jobs = dict.fromkeys(slots, 0.0)
+    jobs = [0.0] * len(size)
     for model in asked:
+        each = work[model]
         for node, part in parts[model]:
-            jobs[node] += part / work[model]
-    busy = {node: used[node] / slots[node] for node in slots}
-    pooled = _pools(busy, used, jobs, slots)
+            jobs[node] += part / each
+    busy = [taken / all_of_it for taken, all_of_it in zip(used, size, strict=True)]
+    pooled = _pools(busy, used, jobs, size)
     bound = {m: sum(load[v] for v in asked if holders[v] <= holders[m]) for m in asked}
-    own = {m: (sum(slots[n] for n in sorted(holders[m])), min(pooled[n] for n in holders[m])) for m in asked}
+    own = {m: (sum(size[n] for n in held[m]), min(pooled[n] for n in held[m])) for m in asked}
     waits = {m: wait_s(work[m], total, bound[m] / total) + wait for m, (total, wait) in own.items()}
     waiting = sum(load[model] / work[model] * waits[model] for model in asked)
-    return Survey(load, work, slots, holders, busy, waits, waiting, bound, pooled, own)
+    return Survey(
+        load, work, slots, holders, dict(zip(names, busy, strict=True)), waits, waiting, bound,
+        dict(zip(names, pooled, strict=True)), own, ground,
+    )  # fmt: skip
 
 
-def _pour(
-    load: float, nodes: Iterable[str], slots: Mapping[str, float], used: Mapping[str, float]
-) -> list[tuple[str, float]]:
+def _pour(load: float, nodes: list[int], slots: list[float], used: list[float]) -> list[tuple[int, float]]:
     """So much work into those of the nodes that are least busy, so that these are equally busy then."""
-    order = sorted((used[node] / slots[node], node) for node in nodes)
+    order = sorted([(used[node] / slots[node], node) for node in nodes])
     total, held = 0.0, 0.0
     level, taken = 0.0, 0
     for busy, node in order:
@@ -123,13 +155,11 @@ def _pour(
     return [(node, (level - busy) * slots[node]) for busy, node in order[:taken]]
 
 
-def _pools(
-    busy: Mapping[str, float], used: Mapping[str, float], jobs: Mapping[str, float], slots: Mapping[str, float]
-) -> dict[str, float]:
+def _pools(busy: list[float], used: list[float], jobs: list[float], slots: list[float]) -> list[float]:
     """Nodes that are equally busy are one queue: what could go to either went to the one that was less busy."""
-    order = sorted((part, node) for node, part in busy.items())
-    waits: dict[str, float] = {}
-    pool: list[str] = []
+    order = sorted((part, node) for node, part in enumerate(busy))
+    waits = [0.0] * len(busy)
+    pool: list[int] = []
     for n, (part, node) in enumerate(order):
         pool.append(node)
         if n + 1 < len(order) and order[n + 1][0] - part <= ALIKE:
@@ -137,6 +167,7 @@ def _pools(
         total, taken = sum(slots[each] for each in pool), sum(used[each] for each in pool)
         rate = sum(jobs[each] for each in pool)
         wait = wait_s(taken / rate, total, taken / total) if rate > 0 else 0.0
-        waits.update(dict.fromkeys(pool, wait))
+        for each in pool:
+            waits[each] = wait
         pool = []
     return waits

@@ -91,6 +91,10 @@ class Roster:
             self._able_holders[model, priority] = known
         return known
 
+    def holding(self, model: str) -> Able:
+        """Fit nodes that have it in memory or load it, in any order."""
+        return self._held.get(model, _NOBODY)
+
     def free_holders(self, model: str) -> Able:
         """Fit nodes that have it in memory or load it, and have a slot; able to run it or not."""
         return self._free_held.get(model, _NOBODY)

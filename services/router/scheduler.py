@@ -7,12 +7,14 @@ from libs.common.contracts.jobs import Completion
 from libs.common.contracts.nodes import canonical_model
 from libs.common.contracts.subjects import JobKey
 from services.router.backlog import worked_off
+from services.router.copies import CopySearch
 from services.router.fleet import Fleet
-from services.router.look import Loading, Look, Placement
+from services.router.look import Look
 from services.router.pricing import Ask, Pricing
 from services.router.queue import PendingQueue, Waiting
 from services.router.replicas import Survey, survey
 from services.router.roster import Roster
+from services.router.wishes import Loading, Pause, Placement
 
 SURVEY_EVERY_S = 1.0
 BACKLOG_DOUBT = 2.0  # standard deviations of a queue that chance alone explains
@@ -30,6 +32,7 @@ class Scheduler:
         self.copies_at = 0.0  # when to look again whether a copy of a model is worth its load
         self._survey: Survey | None = None
         self._surveyed_at = 0.0
+        self.search: CopySearch | None = None  # under way
         self.delayed = 0.0  # jobs for each slot that wait behind a load, as of the survey
 
     def clear(self) -> None:
@@ -37,6 +40,7 @@ class Scheduler:
         self.queue.clear()
         self.asks.clear()
         self.avoiding.clear()
+        self.search = None
 
     def add(self, job: Waiting, ask: Ask) -> None:
         self.queue.add(job)
@@ -54,8 +58,14 @@ class Scheduler:
     def wanted(self, now: float, now_ms: float, connected_at: float) -> Iterator[Placement | Loading]:
         """What is to be done now, one after the other. A placement must be committed, or its job discarded, and a load noted with
         its node (`NodeView.preload`), before the next is asked for."""
+        for wish in self.steps(now, now_ms, connected_at):
+            if not isinstance(wish, Pause):
+                yield wish
+
+    def steps(self, now: float, now_ms: float, connected_at: float) -> Iterator[Placement | Loading | Pause]:
+        """The same; whoever has others to serve may stop after any of them, and ask anew later."""
         look = Look(self, now, now_ms, connected_at)
-        while (wish := look.next()) is not None:
+        while (wish := look.step()) is not None:
             yield wish
 
     def commit(self, placement: Placement, now: float) -> None:

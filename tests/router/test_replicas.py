@@ -61,3 +61,11 @@ def test_the_only_copy_is_dearer_than_one_of_two() -> None:
 def test_who_is_busier_lets_wait_longer_and_more_slots_shorter(work, slots, busy, more) -> None:  # type: ignore[no-untyped-def]
     assert wait_s(work, slots, busy) <= wait_s(work, slots, busy + more)
     assert wait_s(work, slots + 1, busy) <= wait_s(work, slots, busy)
+
+
+@given(loads, held, st.sampled_from("abc"), st.fixed_dictionaries({node: st.floats(0.3, 8) for node in NODES}))
+def test_no_copy_saves_more_than_the_most_that_any_could(load, holders, model, slots) -> None:  # type: ignore[no-untyped-def]
+    looked = survey(load, dict.fromkeys("abc", 5.0), slots, holders)
+    if model in looked.waits:
+        most = looked.most(model, max(slots.values()), min(looked.pooled.values()))
+        assert all(looked.gain(model, node) <= most for node in NODES if node not in holders[model])

@@ -1,6 +1,7 @@
 """What is kept between looks, and left out of one, changes no decision: the same as when all is worked out anew each time."""
 
 import math
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from hypothesis import given, settings
@@ -9,13 +10,17 @@ from hypothesis import strategies as st
 from libs.common.contracts.requests import Priority
 from libs.common.contracts.subjects import JobKey
 from services.router import decide
+from services.router.copies import Candidate, CopySearch
 from services.router.decide import Priced
 from services.router.fleet import Fleet, NodeView
-from services.router.look import Loading, Look, Placement
+from services.router.harm import Harm
+from services.router.look import Look
 from services.router.pricing import Ask, Pricing
 from services.router.queue import LEAST, TOLERANCE, PendingQueue, Waiting
+from services.router.replicas import Survey
 from services.router.roster import Able, Roster
 from services.router.scheduler import Scheduler
+from services.router.wishes import Loading, Pause, Placement
 from tests.router.building import a_beat
 
 GB = 10**9
@@ -38,12 +43,37 @@ class PlainPricing(Pricing):
         return self.speed(node, model)[:2]
 
 
+class PlainHarm(Harm):
+    def of(self, model: str, node: str) -> float:
+        self.forget()
+        return super().of(model, node)
+
+
+class PlainSearch(CopySearch):
+    def _hopeful(self) -> list[str]:
+        return list(self._looked.waits)
+
+    def _try(self, candidate: Candidate) -> Iterator[bool]:
+        self._doubted.clear()
+        return super()._try(candidate)
+
+
 class PlainLook(Look):
-    def next(self) -> Placement | Loading | None:
+    def step(self) -> Placement | Loading | Pause | None:
         scheduler = self._scheduler
-        scheduler.roster = self.roster = PlainRoster(scheduler.fleet.nodes, scheduler.pricing.catalog)
-        self.roster.refresh(self.now, self._connected_at)
+        if scheduler.search is None:
+            scheduler.roster = self.roster = PlainRoster(scheduler.fleet.nodes, scheduler.pricing.catalog)
+            self.roster.refresh(self.now, self._connected_at)
+        self._harm = self._plain_harm(lambda: scheduler.survey(self.now))
         return self._next_copy() or self._next_job()
+
+    def _plain_harm(self, survey: Callable[[], Survey]) -> PlainHarm:
+        return PlainHarm(self._pricing, self.roster, self._scheduler.fleet.nodes, survey, self.now)
+
+    def _search(self) -> PlainSearch:
+        looked = self._scheduler.survey(self.now)
+        harm = self._plain_harm(lambda: looked)
+        return PlainSearch(self._pricing, self.roster, harm, looked, delayed=self._scheduler.delayed, now=self.now)
 
     def _next_job(self) -> Placement | None:
         seen: set[str] = set()

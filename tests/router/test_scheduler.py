@@ -13,10 +13,10 @@ from libs.common.contracts.subjects import JobKey
 from services.router.catalog import Catalog
 from services.router.decide import MAX_CANDIDATES_KEPT
 from services.router.fleet import PRELOAD_RETRY_S, Fleet, Hold, NodeView
-from services.router.look import Loading, Placement
 from services.router.pricing import Ask
 from services.router.queue import Waiting
 from services.router.scheduler import Scheduler
+from services.router.wishes import Loading, Placement
 from tests.router.building import a_beat
 
 NOW = 1_000.0

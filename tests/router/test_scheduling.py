@@ -33,7 +33,7 @@ from libs.common.contracts.subjects import JobKey
 from libs.common.states import JobState
 from services.router import loop
 from services.router.fleet import Hold
-from services.router.look import Loading, Placement
+from services.router.wishes import Loading, Pause, Placement
 from tests.router.building import Routers, a_completion, a_submission, ended, heard, submit
 from tests.support.fake_worker import FakeWorker, fake_worker
 from tests.support.waiting import eventually
@@ -201,15 +201,15 @@ async def test_a_long_look_is_put_down_so_that_others_get_the_loop(
         for _ in range(12):
             await submit(bus, model="not:yet")
         await eventually(lambda: len(router.queue) == 12)
-        decide = router.scheduler.wanted
+        decide = router.scheduler.steps
 
-        def wanted(*args: Any) -> Iterator[Placement | Loading]:
+        def steps(*args: Any) -> Iterator[Placement | Loading | Pause]:
             looks.append([turns, 0])
             for wish in decide(*args):
-                looks[-1][1] += 1
+                looks[-1][1] += not isinstance(wish, Pause)
                 yield wish
 
-        monkeypatch.setattr(router.scheduler, "wanted", wanted)
+        monkeypatch.setattr(router.scheduler, "steps", steps)
         task = asyncio.create_task(others())
         worker.models = worker.loaded = ("not:yet",)
         await worker.beat()

@@ -10,13 +10,13 @@ from random import Random
 from libs.common.contracts.nodes import DiskModel, Heartbeat, LoadedModel, canonical_model
 from libs.common.contracts.subjects import JobKey
 from services.router.fleet import Fleet, NodeView
-from services.router.look import Loading
 from services.router.pricing import Ask, Pricing
 from services.router.queue import Waiting, cost
 from services.router.scheduler import Scheduler
 from services.router.simulate.fleet import ModelSpec
 from services.router.simulate.policy import Binding, Job, Observed, Policy, Preload
 from services.router.simulate.policy import NodeView as SimulatedNode
+from services.router.wishes import Loading
 
 GB = 1e9
 BEGIN_S = 1_000.0  # a node heard at 0 was never heard
