@@ -1,7 +1,7 @@
 """Who waits long rises a class, so that nothing starves."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from libs.common.contracts.requests import Priority
@@ -54,6 +54,7 @@ aged = st.lists(
 )  # fmt: skip
 
 
+@settings(deadline=None)
 @given(aged, st.integers(0, 5), st.sampled_from([2, 1_000]))
 def test_everybody_has_the_class_that_the_wait_brings(taken, slack, at_once) -> None:  # type: ignore[no-untyped-def]
     queue, waiting, now_ms = PendingQueue(), {}, 0.0

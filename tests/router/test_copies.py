@@ -133,7 +133,7 @@ def test_what_has_become_the_last_copy_meanwhile_does_not_leave(became_last: boo
         a_node("c", loaded=("x:1",), vram=6 * GB, models=("x:1",)),
     )
     scheduler.pricing.demand.asked("x:1", NOW - 300)
-    for _ in range(3):  # all but its last step
+    for _ in range(4):  # all but its last step
         assert isinstance(put_down(scheduler), Pause)
     if became_last:
         scheduler.fleet.nodes["c"].take(a_node("c", vram=6 * GB, models=("x:1",), beat=2).beat, NOW)

@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from libs.common.contracts.requests import Priority
@@ -87,6 +87,7 @@ def brought_up(steps: Any) -> tuple[PendingQueue, dict[JobKey, Waiting], dict[Jo
     return queue, waiting, running, now
 
 
+@settings(deadline=None)
 @given(steps)
 def test_places_are_the_order_in_which_jobs_are_served(taken) -> None:  # type: ignore[no-untyped-def]
     queue, waiting, _, _ = brought_up(taken)
@@ -101,6 +102,7 @@ def test_places_are_the_order_in_which_jobs_are_served(taken) -> None:  # type: 
     assert not len(queue)
 
 
+@settings(deadline=None)
 @given(steps)
 def test_a_head_is_the_best_of_its_model(taken) -> None:  # type: ignore[no-untyped-def]
     """One per model that waits; nobody of its model has a better class, or, with the same client, an earlier deadline."""
@@ -130,6 +132,7 @@ def test_a_head_is_the_best_of_its_model(taken) -> None:  # type: ignore[no-unty
         assert queue.waited_ms(model, now * 1000) == waited
 
 
+@settings(deadline=None)
 @given(steps)
 def test_when_all_have_left_nothing_is_left(taken) -> None:  # type: ignore[no-untyped-def]
     queue, waiting, running, now = brought_up(taken)
@@ -141,6 +144,7 @@ def test_when_all_have_left_nothing_is_left(taken) -> None:  # type: ignore[no-u
     assert list(queue.heads()) == []
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(CLIENTS), st.integers(0, 500)), max_size=20), st.floats(0, 1000))
 def test_what_is_given_back_was_never_had(taken, later: float) -> None:  # type: ignore[no-untyped-def]
     """A job that was bound and failed is charged again when it is bound again: the first charge goes, whenever that is."""
@@ -256,6 +260,7 @@ def test_a_client_at_its_limit_waits_for_its_own_and_nobody_else_does() -> None:
     assert [head.key.job for head in queue.heads()] == ["j3"]
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from(["add", "serve", "end"]), max_size=60), st.integers(1, 3))
 def test_a_client_never_has_more_running_than_it_may(deeds: list[str], limit: int) -> None:
     queue, running, n = PendingQueue(), [], 0

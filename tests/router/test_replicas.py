@@ -1,6 +1,6 @@
 """What another copy of a model brings, and what one that leaves costs."""
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.router.replicas import survey, wait_s
@@ -10,6 +10,7 @@ held = st.dictionaries(st.sampled_from(["a", "b", "c"]), st.frozensets(st.sample
 loads = st.fixed_dictionaries({model: st.floats(0, 3) for model in "abc"})
 
 
+@settings(deadline=None)
 @given(loads, held, st.sampled_from("abc"), st.sampled_from(NODES))
 def test_a_copy_never_does_harm_one_that_leaves_never_helps_and_who_is_not_asked_for_counts_nothing(  # type: ignore[no-untyped-def]
     load, holders, model, node
@@ -57,12 +58,14 @@ def test_the_only_copy_is_dearer_than_one_of_two() -> None:
     assert loss("n1") > loss("n1", "n2") > 0
 
 
+@settings(deadline=None)
 @given(st.floats(0.1, 60), st.floats(1, 16), st.floats(0, 1.5), st.floats(0, 0.5))
 def test_who_is_busier_lets_wait_longer_and_more_slots_shorter(work, slots, busy, more) -> None:  # type: ignore[no-untyped-def]
     assert wait_s(work, slots, busy) <= wait_s(work, slots, busy + more)
     assert wait_s(work, slots + 1, busy) <= wait_s(work, slots, busy)
 
 
+@settings(deadline=None)
 @given(loads, held, st.sampled_from("abc"), st.fixed_dictionaries({node: st.floats(0.3, 8) for node in NODES}))
 def test_no_copy_saves_more_than_the_most_that_any_could(load, holders, model, slots) -> None:  # type: ignore[no-untyped-def]
     looked = survey(load, dict.fromkeys("abc", 5.0), slots, holders)
