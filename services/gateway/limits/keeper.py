@@ -229,6 +229,7 @@ class Keeper:
             metrics.commits.inc()
             if takers:
                 self._lease, self._spent = lease, 0
+            if lease:
                 metrics.leases.inc()
             if held := draft.streams.get(self._holder):
                 self._slots_said_at = began if held.at_ms == now.latest else self._slots_said_at
@@ -244,10 +245,7 @@ class Keeper:
         """Reports the last lease, too: it is spent or over, or nobody would wait, so nothing more is handed out of it."""
         if not takers:
             return None
-        if self._lease:
-            rolling.close(draft.requests, self._holder, self._lease.id, self._spent)
-        else:
-            rolling.close(draft.requests, self._holder, "", 0)
+        rolling.close(draft.requests, self._holder, self._lease.id if self._lease else "", self._spent)
         limit, lease_id = self.limits.requests_per_minute, new_op_id()
         count = rolling.lease(
             draft.requests, self._holder, lease_id, limit=limit, count=rolling.wanted(limit, takers), now=now

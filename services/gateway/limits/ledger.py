@@ -5,7 +5,7 @@ Read and written by gateways only, also by those of the release before and after
 
 import msgspec
 
-from libs.common.contracts.codec import Decoder, encode
+from libs.common.contracts.codec import Decoder
 from services.gateway.limits import budgets, rolling, stream_slots
 from services.gateway.limits.budgets import Budgets
 from services.gateway.limits.rolling import Instant, Rolling
@@ -45,4 +45,7 @@ def draft(ledger: Ledger, now: Instant) -> Ledger:
     return copy
 
 
-__all__ = ["TTL_S", "Ledger", "draft", "encode", "read"]
+def sums(ledger: Ledger, now: Instant) -> Ledger:
+    """What a draft would say of requests and tokens, without a copy of the open reservations: asked for each answer."""
+    tokens = msgspec.structs.replace(ledger.tokens, open={})
+    return draft(Ledger(requests=ledger.requests, tokens=tokens), now)

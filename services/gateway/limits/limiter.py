@@ -91,7 +91,7 @@ class Limiter:
         for account in principal.accounts:
             keeper = self._keepers.get(account.name)
             if keeper is not None and keeper.ledger is not None:
-                states.append((account.limits, ledger.draft(keeper.ledger, now), keeper.left))
+                states.append((account.limits, ledger.sums(keeper.ledger, now), keeper.left))
         return answers.headers(states, now)
 
     # -- tokens and waiting jobs ---------------------------------------------------------------------------------------
@@ -102,7 +102,7 @@ class Limiter:
     ) -> AsyncIterator["Reservation"]:
         """Room for a job while it is being stored; whoever finds that it was there before says `unused`. `context`: of its
         model, if known. Raises Failed: RATE_LIMITED, QUOTA_EXHAUSTED, QUEUE_FULL. Raises BusError."""
-        reservation = Reservation(job.op_id)
+        reservation = Reservation()
         try:
             for account in _narrow_first(principal):
                 if account.limits.queued or budgets.limits_of(account.limits):
@@ -206,8 +206,7 @@ class Reservation:
     """`keepers`: where it stands. Nothing of it is settled here once its job is stored. `answer`: of a request that sets no
     limit of its own, the tokens of its answer that are paid for; None: as many as it likes."""
 
-    def __init__(self, op_id: str) -> None:
-        self.op_id = op_id
+    def __init__(self) -> None:
         self.answer: int | None = None
         self.keepers: list[Keeper] = []
         self.is_unused = False

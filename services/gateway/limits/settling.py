@@ -75,9 +75,8 @@ class Settling:
         self._listening: dict[str, Subscription] = {}
         self._ended: asyncio.Queue[JobKey] = asyncio.Queue()
         self._started: asyncio.Queue[JobKey] = asyncio.Queue()
-        self._stored: set[str] = (
-            set()
-        )  # op_ids of jobs that were seen in their folders: they do not vanish before their time
+        # op_ids of jobs that were seen in their folders: they do not vanish before their time
+        self._stored: set[str] = set()
         self._swept_at: dict[str, float] = {}
 
     async def run(self) -> None:
@@ -89,7 +88,7 @@ class Settling:
     async def expect(self, keeper: Keeper, key: JobKey, op_id: str) -> None:
         """This job holds a reservation from now on. Before it is stored, so that no hint is missed."""
         if key.client not in self._listening:
-            self._listening[key.client] = await self._bus.subscribe(f"evt.{key.client}.*", self._hear)
+            self._listening[key.client] = await self._bus.subscribe(subjects.hints_of_client(key.client), self._hear)
         self._expected.setdefault(key.client, {}).setdefault(key.job, []).append(_Expected(keeper, op_id))
 
     async def absent(self, keeper: Keeper, op_id: str) -> None:
@@ -128,14 +127,14 @@ class Settling:
 
     def _hear(self, message: Message) -> None:
         with contextlib.suppress(Malformed, ValueError):
-            _, client, job = message.subject.split(".")
-            if job not in self._expected.get(client, {}):
+            key = subjects.parse_hint(message.subject)
+            if key.job not in self._expected.get(key.client, {}):
                 return
             state = decode_hint(message.data).state
             if state.final:
-                self._ended.put_nowait(JobKey(client, job))
+                self._ended.put_nowait(key)
             elif state is JobState.BOUND:
-                self._started.put_nowait(JobKey(client, job))
+                self._started.put_nowait(key)
 
     async def _follow_ends(self) -> None:
         while True:
@@ -160,10 +159,13 @@ class Settling:
             await asyncio.gather(*(self._start(key) for key in keys))
 
     async def _start(self, key: JobKey) -> None:
+        """What cannot be read or written now is left to the sweep."""
         for keeper, op_id in self._expected.get(key.client, {}).get(key.job, []):
             if keeper.limits.queued:
-                with contextlib.suppress(BusError):
+                try:
                     await keeper.change(_start(op_id))
+                except (BusError, Malformed) as error:
+                    log.debug("limits.start_later", job_id=key.job, error=str(error))
 
     # -- the sweep -----------------------------------------------------------------------------------------------------
 

@@ -113,6 +113,18 @@ async def test_hints_that_are_none_or_about_others_cost_nothing(place: Place) ->
     assert place.settling._ended.empty()
 
 
+async def test_a_ledger_that_cannot_be_read_ends_nothing(place: Place) -> None:
+    await place.reserve("a")
+    place.folders.bind("job_a", place.folders.submit("job_a", "a"))
+    bucket, good = place.bucket, place.bucket.value
+    bucket.value, bucket.revision, before = b"{", bucket.revision + 1, bucket.reads
+    await place.hint("a", JobState.BOUND)
+    await eventually(lambda: bucket.reads > before)
+    bucket.value, bucket.revision = good, bucket.revision + 1
+    await place.hint("a", JobState.BOUND)
+    await eventually(lambda: not place.open["a"].waits)
+
+
 async def test_when_the_folder_cannot_be_read_the_sweep_does_it_later(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
