@@ -19,7 +19,6 @@ from libs.common.bus.connection import Bus
 from libs.common.contracts.clients import DEFAULT_SCOPES, Client
 from libs.common.contracts.codec import encode
 from libs.common.contracts.permissions import client_user, permissions
-from libs.common.runtime import Running
 from libs.ollama_sim.config import NodeConfig
 from libs.ollama_sim.server import running as running_node
 from services.gateway.internal import SCOPES
@@ -30,6 +29,7 @@ from services.router.settings import RouterSettings
 from services.worker.main import start as start_worker
 from services.worker.settings import WorkerSettings
 from tests.gateway.running import SECRET
+from tests.gateway.whole import working
 from tests.support.nats_server import NatsServer
 from tests.support.nats_users import Users, server_with_users
 from tests.support.waiting import eventually
@@ -49,18 +49,6 @@ class SecuredServer:
 
     def user(self, name: str) -> contextlib.AbstractAsyncContextManager[Bus]:
         return self.users.connected(self._inner, name)
-
-
-@contextlib.asynccontextmanager
-async def working(running: Running) -> AsyncIterator[None]:
-    tasks = [asyncio.create_task(task) for task in running.tasks.values()]
-    try:
-        yield
-    finally:
-        for task in tasks:
-            task.cancel()
-        ended = await asyncio.gather(*tasks, return_exceptions=True)
-        assert not [error for error in ended if isinstance(error, Exception)], ended
 
 
 @pytest.fixture
