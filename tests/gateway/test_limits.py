@@ -42,10 +42,13 @@ async def test_a_store_that_is_nearly_full_takes_no_new_jobs_but_finishes_those_
             answer = await alice.post("/jobs", json={"model": MODEL, "prompt": "x" * 100_000})
             if answer.status_code == 202:
                 jobs.append(answer.json()["id"])
+                info = await bus.api("STREAM.INFO.JOBS")
+                share = info["state"]["bytes"] / info["config"]["max_bytes"]
+                await eventually(lambda: metrics.jobs_full._value.get() >= share)  # the gateway has seen it
                 return None
             return answer
 
-        answer: httpx.Response = await eventually(refused, within=20, every=0.1)
+        answer: httpx.Response = await eventually(refused, within=60)
         assert (answer.status_code, answer.json()["code"]) == (503, "overloaded")
         assert int(answer.headers["retry-after"]) >= 1
         chat = await alice.post(
