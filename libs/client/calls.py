@@ -22,6 +22,7 @@ from libs.common.contracts import subjects
 from libs.common.contracts.subjects import ApiVerb
 
 TRY_S = 5.0  # one request; a gateway that was killed never answers, and another one may
+LEAST_S = 1.0  # of a try that begins just before the time is over: given up at once, "nobody is there" would be "nobody knows"
 PAUSE_S = 0.25  # between two tries
 
 
@@ -75,13 +76,13 @@ class Calls:
         within: float,
         may_repeat: Callable[[ArrieroError], bool] | None = None,
     ) -> bytes:
-        """Tried again after what passes, until `within` seconds are over; the last error then. For what can be said twice, or
-        `may_repeat` decides."""
+        """Tried again after what passes, until `within` seconds are over; the last error then. A try that has begun may take
+        LEAST_S longer. For what can be said twice, or `may_repeat` decides."""
         give_up = time.monotonic() + within
         while True:
             left = give_up - time.monotonic()
             try:
-                return await self.once(verb, payload, timeout=max(0.01, min(TRY_S, left)))
+                return await self.once(verb, payload, timeout=min(TRY_S, max(LEAST_S, left)))
             except ArrieroError as error:
                 pause = max(PAUSE_S, error.retry_after_s or 0)
                 allowed = may_repeat(error) if may_repeat else error.code in PASSING

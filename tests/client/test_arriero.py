@@ -128,9 +128,10 @@ async def test_who_waits_for_a_result_hears_of_the_end_though_its_gateway_has_go
     monkeypatch.setattr(calls.Calls, "once", unanswered)
     waiting = asyncio.create_task(arriero.job(script.key.job).result())
     await eventually(lambda: asked)
+    await arriero._bus.last("JOBS", "jobs.>")  # once the server has answered this, it has the subscription to hints
     await script.bind()
     await script.finish(events("x") + END)
-    assert (await waiting).text == "x"
+    assert (await asyncio.wait_for(waiting, 60)).text == "x"
     assert asked == 2
 
 
@@ -259,7 +260,7 @@ OK = {"ok": {"id": "job_1", "state": "queued"}}
 @pytest.fixture
 async def alone(nats: NatsServer, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Arriero]:
     """No gateway is there."""
-    monkeypatch.setattr(calls, "TRY_S", 0.3)
+    monkeypatch.setattr(calls, "TRY_S", 2.0)  # so long silence takes, and an answer on a busy machine never does
     monkeypatch.setattr(calls, "PAUSE_S", 0.02)
     async with Arriero.connect(nats.url, client="alice", patience=1) as arriero:
         yield arriero
@@ -283,6 +284,23 @@ async def test_without_any_gateway_the_error_says_so(alone: Arriero) -> None:
             await failing
 
 
+async def test_a_try_that_begins_late_still_waits_for_its_answer(
+    alone: Arriero, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Given up after a few milliseconds, a submit that nobody took would count as one of which nothing is known."""
+    given: list[float] = []
+
+    async def once(self: Any, verb: Any, payload: Any, *, timeout: float) -> bytes:
+        given.append(timeout)
+        raise NoGateway("no gateway", retryable=True)
+
+    monkeypatch.setattr(calls.Calls, "once", once)
+    with pytest.raises(NoGateway):
+        await alone.submit(model=MODEL, prompt="x", timeout=0.1)
+    assert given
+    assert min(given) >= calls.LEAST_S
+
+
 async def test_a_submit_waits_for_a_gateway_that_comes_back(alone: Arriero, bus: Bus) -> None:
     """Nobody was there, so nothing was stored: that can be said again without a key."""
     submitting = asyncio.create_task(alone.submit(model=MODEL, prompt="x"))
@@ -298,7 +316,7 @@ async def test_an_unconfirmed_submit_is_sent_once_without_a_key_and_again_with_o
         answers = Answers(silence, OK)
         serving = await answered(bus, answers)
         with pytest.raises(SubmitUnconfirmed) as caught:
-            await alone.submit(model=MODEL, prompt="x", timeout=1)
+            await alone.submit(model=MODEL, prompt="x", timeout=30)
         assert caught.value.code == "submit_unconfirmed"
         assert len(answers.asked) == 1
         await serving.stop()
@@ -343,7 +361,7 @@ async def test_an_answer_that_cannot_be_read_is_an_error(alone: Arriero, bus: Bu
 async def test_a_look_is_repeated_while_gateways_change(alone: Arriero, bus: Bus) -> None:
     answers = Answers(None, refusal("draining"), refusal("unavailable"), {"ok": {"id": "job_1", "state": "queued"}})
     await answered(bus, answers)
-    alone._patience = alone.job("x")._patience = 30
+    alone._patience = 30
     assert (await alone.job("job_1").status())["state"] == "queued"
     assert len(answers.asked) == 4
 
