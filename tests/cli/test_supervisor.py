@@ -22,6 +22,12 @@ from tests.support.waiting import eventually
 
 PYTHON = (sys.executable, "-S", "-E", "-c")
 SLEEP = (*PYTHON, "import time; time.sleep(60)")
+# Ignores SIGTERM.
+STUBBORN = (
+    *PYTHON,
+    "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('set', flush=True); time.sleep(60)",
+)
+SOON_S = 20.0  # far above what anything takes here, far below what a process is given
 
 
 @dataclass
@@ -72,7 +78,7 @@ async def test_a_process_is_ready_when_it_says_so(scene: Scene):
     assert not scene.supervisor.all_ready
 
     scene.is_ready = True
-    await asyncio.wait_for(waiting, 5)
+    await asyncio.wait_for(waiting, SOON_S)
 
     assert scene.supervisor.all_ready
     assert scene.heard(Ready)[0].again is False
@@ -140,36 +146,41 @@ async def test_a_program_that_is_not_there_is_told(scene: Scene):
 
 
 async def test_stopping_asks_first_and_insists_later(scene: Scene):
-    """`stubborn` ignores SIGTERM."""
-    stubborn = (
-        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('set', flush=True); time.sleep(60)"
-    )
     scene.start(*SLEEP, name="polite")
-    scene.start(*PYTHON, stubborn, name="stubborn")
+    scene.start(*STUBBORN, name="stubborn")
     await scene.supervisor.until_ready(["polite", "stubborn"])
     await eventually(lambda: scene.logs.tail("stubborn") == ["set"])
     pids = scene.supervisor.pids
+    polite = scene.supervisor._children["polite"].keeper
+    assert polite
+    insist = asyncio.Event()
+    stopping = asyncio.create_task(scene.supervisor.stop(["polite", "stubborn"], within=600, insist=insist))
+    await asyncio.wait_for(asyncio.shield(polite), SOON_S)
 
-    killed = await scene.supervisor.stop(["polite", "stubborn"], within=0.3)
+    insist.set()
 
-    assert killed == ["stubborn"]
+    assert await asyncio.wait_for(stopping, SOON_S) == ["stubborn"]
     assert scene.supervisor.pids == {}
     assert [trace(pid) for pid in pids.values()] == [None, None]
     assert scene.heard(Died) == []
 
 
+async def test_after_its_time_it_is_insisted_by_itself(scene: Scene):
+    scene.start(*STUBBORN)
+    await eventually(lambda: scene.logs.tail("child") == ["set"])
+
+    assert await asyncio.wait_for(scene.supervisor.stop(["child"], within=0.3), SOON_S) == ["child"]
+
+
 async def test_who_insists_does_not_wait(scene: Scene):
-    stubborn = (
-        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('set', flush=True); time.sleep(60)"
-    )
-    scene.start(*PYTHON, stubborn)
+    scene.start(*STUBBORN)
     await eventually(lambda: scene.logs.tail("child") == ["set"])
     insist = asyncio.Event()
-    stopping = asyncio.create_task(scene.supervisor.stop(["child"], within=60, insist=insist))
+    stopping = asyncio.create_task(scene.supervisor.stop(["child"], within=600, insist=insist))
 
     insist.set()
 
-    assert await asyncio.wait_for(stopping, 5) == ["child"]
+    assert await asyncio.wait_for(stopping, SOON_S) == ["child"]
 
 
 HANDS_OVER = """
@@ -192,21 +203,18 @@ async def test_who_is_told_to_hurry_may_still_hand_over(scene: Scene):
 
     hurry.set()
 
-    assert await asyncio.wait_for(stopping, 10) == []
+    assert await asyncio.wait_for(stopping, SOON_S) == []
     assert scene.logs.tail("child")[-2:] == ["asked 2", "handed over"]
 
 
 async def test_who_does_not_hurry_is_killed(scene: Scene, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(supervisor, "HURRIED_S", 0.2)
-    stubborn = (
-        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('set', flush=True); time.sleep(60)"
-    )
-    scene.start(*PYTHON, stubborn)
+    scene.start(*STUBBORN)
     await eventually(lambda: scene.logs.tail("child") == ["set"])
     hurry = asyncio.Event()
     hurry.set()
 
-    assert await asyncio.wait_for(scene.supervisor.stop(["child"], within=600, hurry=hurry), 10) == ["child"]
+    assert await asyncio.wait_for(scene.supervisor.stop(["child"], within=600, hurry=hurry), SOON_S) == ["child"]
 
 
 async def test_what_waits_to_be_started_again_is_not_started_any_more(scene: Scene):
@@ -220,7 +228,7 @@ async def test_what_waits_to_be_started_again_is_not_started_any_more(scene: Sce
     scene.start(*SLEEP)
     await scene.supervisor.until_ready(["child"])
     os.kill(scene.supervisor.pids["child"], signal.SIGKILL)
-    await asyncio.wait_for(pausing.wait(), 5)
+    await asyncio.wait_for(pausing.wait(), SOON_S)
 
     assert await scene.supervisor.stop(["child"], within=5) == []
     assert len(scene.heard(Started)) == 1
