@@ -225,7 +225,7 @@ async def test_a_write_survives_a_restart_of_the_server(journal: Journal, nats: 
     writing = asyncio.create_task(journal.write(KEY, "active", a_binding(job, at), b"", expected=at, ttl=600))
     await eventually(lambda: not journal._bus.connected)
     await nats.start()
-    bound = await asyncio.wait_for(writing, 15)
+    bound = await asyncio.wait_for(writing, 30)
     newest = await journal.newest(KEY)
     assert newest
     assert newest.sequence == bound

@@ -29,7 +29,7 @@ async def served(app: Any, bound: socket.socket) -> AsyncIterator[str]:
     server = _Server(app if isinstance(app, Port) else Port(app, "127.0.0.1", 0))
     serving = asyncio.create_task(server.serve(sockets=[bound]))
     try:
-        await eventually(lambda: server.started or serving.done(), within=10)
+        await eventually(lambda: server.started or serving.done())
         yield url_of(bound)
     finally:
         server.should_exit = True
