@@ -5,9 +5,14 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from libs.common.bus.connection import Bus
 from tests.support.nats_server import NatsServer, connected, nats_server
+
+# No time is asserted: hypothesis has 200 ms for each example, and a limit for making them, which a busy machine breaks.
+settings.register_profile("arriero", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("arriero")
 
 
 @pytest.fixture(autouse=True)
