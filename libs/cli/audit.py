@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from libs.cli.client_options import seconds
 from libs.cli.failures import CommandFailed
 from libs.cli.output import Json, is_json, show
 
@@ -114,10 +115,9 @@ def verify(
 def when(text: str, now: datetime | None = None) -> str:
     """A time as the server takes it. Raises CommandFailed."""
     now = now or datetime.now(UTC)
-    units = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
     try:
-        if text[-1:] in units and text[:-1].isdecimal():
-            return (now - timedelta(**{units[text[-1]]: int(text[:-1])})).isoformat()
+        if (span := seconds(text)) is not None:
+            return (now - timedelta(seconds=span)).isoformat()
         at = datetime.fromisoformat(text)
         return (at if at.tzinfo else at.astimezone()).isoformat()
     except (ValueError, OverflowError) as error:

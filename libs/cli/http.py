@@ -18,7 +18,7 @@ _LOCAL = {"127.0.0.1", "localhost", "::1"}
 @contextlib.asynccontextmanager
 async def connect(base_url: str, token: str = "") -> AsyncIterator["Http"]:
     """`token`: an access token or an API key; both go as Bearer."""
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    headers = {"Authorization": "Bearer " + header("the API key or token", token)} if token else {}
     async with httpx.AsyncClient(
         base_url=base_url,
         headers=headers,
@@ -26,6 +26,13 @@ async def connect(base_url: str, token: str = "") -> AsyncIterator["Http"]:
         trust_env=urlsplit(base_url).hostname not in _LOCAL,  # a proxy of the surroundings is no way to this machine
     ) as client:
         yield Http(client)
+
+
+def header(what: str, value: str) -> str:
+    """`value`, if a header can carry it. Raises CommandFailed."""
+    if not (value.isascii() and value.isprintable()):
+        raise CommandFailed(f"{what} has characters that cannot be sent: only printable ASCII can", code="usage")
+    return value
 
 
 class Http:

@@ -5,6 +5,7 @@ import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import quote
 
 import msgspec
 import typer
@@ -64,12 +65,14 @@ def submit(
         raise CommandFailed("give a model and a prompt, or --file", code="usage")
     more = {"priority": priority, "deadline_s": deadline, "result_ttl_s": result_ttl, "webhook": webhook or None}
     body |= {name: value for name, value in more.items() if value is not None}
+    if not (idempotency_key.isascii() and idempotency_key.isprintable()):
+        raise CommandFailed("an --idempotency-key is of printable ASCII characters", code="usage")
     headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
     if dry_run:
-        quote = asyncio.run(_call("POST", "/jobs", body, headers=headers, params={"dry_run": "1"}))
-        show(quote, quoted(quote))
+        answer = asyncio.run(call("POST", "/jobs", body, headers=headers, params={"dry_run": "1"}))
+        show(answer, quoted(answer))
         return
-    job = asyncio.run(_call("POST", "/jobs", body, headers=headers))
+    job = asyncio.run(call("POST", "/jobs", body, headers=headers))
     if watch_it:
         if not as_json:
             print(job["id"], file=sys.stderr)
@@ -85,7 +88,7 @@ def get(
     as_json: Json = False,
 ) -> None:
     """A job's state, and its result when it has one."""
-    job = asyncio.run(_call("GET", f"/jobs/{job_id}", params={"wait": f"{wait:g}"} if wait else {}, timeout=wait + 30))
+    job = asyncio.run(call("GET", _path(job_id), params={"wait": f"{wait:g}"} if wait else {}, timeout=wait + 30))
     show(job, describe(job))
 
 
@@ -95,7 +98,7 @@ def explain(job_id: Id, as_json: Json = False) -> None:
 
     A job that still waits tells its place, and what it waits for.
     """
-    job = asyncio.run(_call("GET", f"/jobs/{job_id}", params={"explain": "1"}))
+    job = asyncio.run(call("GET", _path(job_id), params={"explain": "1"}))
     show(job, explained(job))
 
 
@@ -117,7 +120,7 @@ def watch(
 @app.command()
 def cancel(job_id: Id, as_json: Json = False) -> None:
     """Cancel a job; erase one that has ended."""
-    job = asyncio.run(_call("DELETE", f"/jobs/{job_id}"))
+    job = asyncio.run(call("DELETE", _path(job_id)))
     became = "erased" if job.get("erased") else "cancelling" if job.get("cancelling") else job["state"]
     show(job, f"{job_id} {became}")
 
@@ -131,7 +134,7 @@ def retry(job_id: Id, as_json: Json = False) -> None:
       arriero job list --state failed
       arriero job watch $(arriero job retry ID)
     """
-    job = asyncio.run(_call("POST", f"/jobs/{job_id}/retry"))
+    job = asyncio.run(call("POST", _path(job_id) + "/retry"))
     show(job, job["id"])
 
 
@@ -160,7 +163,7 @@ async def _pages(limit: int, cursor: str, state: str) -> dict[str, Any]:
     while True:
         asked = {"limit": str(limit - len(rows))}
         asked |= {name: text for name, text in (("cursor", cursor), ("state", state)) if text}
-        page = await _call("GET", "/jobs", params=asked)
+        page = await call("GET", "/jobs", params=asked)
         rows += page["jobs"]
         cursor = page["cursor"]
         if not cursor or len(rows) >= limit:
@@ -202,7 +205,12 @@ def _file(path: Path) -> dict[str, Any]:
         raise CommandFailed(f"{path} is no readable JSON object: {error}", code="usage") from error
 
 
-async def _call(method: str, path: str, body: Any = None, **more: Any) -> Any:
+def _path(job_id: str) -> str:
+    return f"/jobs/{quote(job_id, safe='')}"
+
+
+async def call(method: str, path: str, body: Any = None, **more: Any) -> Any:
+    """What the gateway answers. Raises CommandFailed."""
     from libs.cli.http import connect
     from libs.cli.whereabouts import gateway
 
@@ -238,7 +246,7 @@ async def _events(job_id: str, after: str) -> AsyncIterator[ServerEvent]:
     where = gateway()
     headers = {"Last-Event-ID": after} if after else {}
     async with connect(where.url, where.api_key) as http:
-        async for event in http.events("GET", f"/jobs/{job_id}/stream", headers=headers):
+        async for event in http.events("GET", _path(job_id) + "/stream", headers=headers):
             yield event
 
 

@@ -7,6 +7,7 @@ from urllib.parse import quote
 import typer
 
 from libs.cli.failures import CommandFailed
+from libs.cli.job import call
 from libs.cli.output import Json, show, table
 from libs.common.contracts.webhooks import EventType
 
@@ -33,14 +34,14 @@ def create(
     body: dict[str, Any] = {"url": url, "include_result": include_result}
     if event:
         body["events"] = [str(one) for one in event]
-    made = asyncio.run(_call("POST", "/webhooks", body))
+    made = asyncio.run(call("POST", "/webhooks", body))
     show(made, f"webhook  {made['id']}\nsecret   {made['secret']}\n\nThe secret cannot be shown again.")
 
 
 @app.command("list")
 def list_webhooks(as_json: Json = False) -> None:
     """Your webhooks, without their secrets."""
-    found = asyncio.run(_call("GET", "/webhooks"))["webhooks"]
+    found = asyncio.run(call("GET", "/webhooks"))["webhooks"]
     rows = [
         (
             webhook["id"],
@@ -57,14 +58,14 @@ def list_webhooks(as_json: Json = False) -> None:
 @app.command()
 def delete(webhook_id: Id, as_json: Json = False) -> None:
     """Nothing more is sent there, not even what is on its way."""
-    answer = asyncio.run(_call("DELETE", f"/webhooks/{quote(webhook_id, safe='')}"))
+    answer = asyncio.run(call("DELETE", f"/webhooks/{quote(webhook_id, safe='')}"))
     show(answer, f"Webhook {webhook_id} is deleted.")
 
 
 @app.command("test")
 def try_out(webhook_id: Id, as_json: Json = False) -> None:
     """Send an event `webhook.test` now. A success enables a webhook that was disabled; a failure ends with 1."""
-    answer = asyncio.run(_call("POST", f"/webhooks/{quote(webhook_id, safe='')}/test"))
+    answer = asyncio.run(call("POST", f"/webhooks/{quote(webhook_id, safe='')}/test"))
     if not answer["delivered"]:
         raise CommandFailed(f"the test was not delivered: {answer['reason']}", code="not_delivered")
     show(answer, f"Delivered: the receiver answered {answer['status']}.")
@@ -76,12 +77,3 @@ def _state(webhook: dict[str, Any]) -> str:
     if webhook["failing_since"]:
         return f"failing since {webhook['failing_since']}: {webhook['reason']}"
     return "well"
-
-
-async def _call(method: str, path: str, body: Any = None) -> Any:
-    from libs.cli import whereabouts
-    from libs.cli.http import connect
-
-    where = whereabouts.gateway()
-    async with connect(where.url, where.api_key) as http:
-        return await http.call(method, path, body)

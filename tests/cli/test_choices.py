@@ -1,7 +1,10 @@
 """Which model, which words, which request: decisions of the commands that need no server."""
 
+from datetime import UTC, datetime
+
 import pytest
 
+from libs.cli import audit
 from libs.cli.chat import read_words
 from libs.cli.failures import CommandFailed
 from libs.cli.http import refused
@@ -89,3 +92,26 @@ def test_a_refusal_is_one_sentence_in_every_dialect(body: bytes, code: str, mess
     failure = refused(502, body)
 
     assert (failure.code, str(failure)) == (code, message)
+
+
+@pytest.mark.parametrize(
+    ("text", "at"),
+    [
+        ("30m", "2026-11-23T11:30:00+00:00"),
+        ("2h", "2026-11-23T10:00:00+00:00"),
+        ("2w", "2026-11-09T12:00:00+00:00"),
+        ("2026-11-23T12:00Z", "2026-11-23T12:00:00+00:00"),
+        ("2026-11-23T12:00:00+02:00", "2026-11-23T12:00:00+02:00"),
+    ],
+)
+def test_since_when_is_a_span_or_a_time(text: str, at: str):
+    assert audit.when(text, datetime(2026, 11, 23, 12, tzinfo=UTC)) == at
+    here = datetime(2026, 11, 23).astimezone().isoformat()
+    assert audit.when("2026-11-23") == here, "without a zone it is this machine's"
+
+
+@pytest.mark.parametrize("text", ["", "soon", "5", "-5d", "2026-13-01", "999999999w"])
+def test_other_times_are_wrong_usage(text: str):
+    with pytest.raises(CommandFailed) as refused:
+        audit.when(text)
+    assert refused.value.code == "usage"

@@ -81,6 +81,26 @@ async def test_a_gateway_that_is_away_is_one_sentence():
             await http.call("GET", "/")
 
 
+@pytest.mark.parametrize("text", ["ü", "a\nX-Other: b"])
+async def test_what_no_header_can_carry_is_wrong_usage(text: str):
+    with pytest.raises(CommandFailed) as failure:
+        async with connect("http://127.0.0.1:9", text):
+            pass
+    assert failure.value.code == "usage"
+    with pytest.raises(CommandFailed) as failure:
+        job.submit("m", "p", idempotency_key=text)
+    assert failure.value.code == "usage"
+
+
+async def test_a_job_is_named_by_one_segment_whatever_is_in_it(monkeypatch: pytest.MonkeyPatch):
+    async with answering(lambda asked: as_json({"state": "cancelled"})) as server:
+        monkeypatch.setenv("ARRIERO_URL", server.url)
+        monkeypatch.setenv("ARRIERO_API_KEY", "key")
+        await asyncio.to_thread(job.cancel, "../clients/x?y#z")
+
+    assert [(asked.path, asked.query) for asked in server.asked] == [("/jobs/../clients/x?y#z", {})]
+
+
 async def test_a_watched_job_goes_on_where_its_stream_broke(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(job, "next_delay", lambda previous, ran_s: 0.0)
     replies = [
