@@ -4,9 +4,10 @@ What is compared: each writer's chain (`links`), the stream's sequences, which h
 say how far each chain had come: so that neither the end of a chain nor a whole one can be cut off or written anew.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import msgspec
+from joserfc.errors import JoseError
 from joserfc.jwk import ECKey
 
 from libs.common.audit.chain import CHECKPOINT, CHECKPOINTS, CUT, STOP, Link
@@ -248,13 +249,13 @@ def next_checkpoint(newest: Entry | None, statement: Statement) -> tuple[Stateme
     return msgspec.structs.replace(statement, n=link.n + 1, previous=link.hash), link
 
 
-def public_keys(keys: Iterator[dict[str, object]] | list[dict[str, object]]) -> dict[str, ECKey]:
+def public_keys(keys: Iterable[dict[str, object]]) -> dict[str, ECKey]:
     """Keys of a JWKS by their kid; what is no key of ours is left out."""
     found = {}
     for key in keys:
         try:
             made = ECKey.import_key(key)  # type: ignore[arg-type]
-        except Exception:  # noqa: BLE001  # joserfc raises what it likes
+        except (JoseError, ValueError, LookupError, TypeError):  # all that joserfc makes of a wrong member
             continue
         found[str(key.get("kid", ""))] = made
     return found
