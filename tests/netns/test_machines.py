@@ -128,7 +128,7 @@ def test_a_node_30_ms_away_comes_and_goes_while_the_others_work(world: World) ->
     reader = world.read(world.submit("only-far:1b", 40))
     until(lambda: reader.done, within=20)
     assert reader.events[-1].event == "succeeded", reader.text
-    assert reader.longest_pause() < 1.0
+    assert reader.longest_pause() < 3.0, "a chunk that gets lost is asked for after three seconds of silence"
     until(lambda: meanwhile.done, within=20)
     assert meanwhile.events[-1].event == "succeeded"
     assert sum(world.log(name).count("bus.reconnected") for name in world.processes) == reconnects
