@@ -62,7 +62,7 @@ class PendingQueue:
         self._lanes: dict[str, dict[Lane, list[tuple[float, int, JobKey]]]] = {}
         self._first: dict[str, tuple[Turn, Waiting] | None] = {}  # of each model, as long as nothing of it changed
         self._heads: dict[str, list[tuple[Turn, JobKey]]] = {}  # of lanes, by model: a heap
-        self._stale: dict[str, set[str]] = {}  # by model: clients whose lanes have changed since its heap was looked at
+        self._stale: dict[str, set[Lane]] = {}  # by model: lanes that have changed since its heap was looked at
         self._rises: list[tuple[float, int, JobKey]] = []  # when jobs rise a class: a heap; not all of them still wait
         self._limited: set[str] = set()  # clients that wait, and may run only so many at once
         self._had: dict[str, float] = {}  # tokens over weight, by client, in units that grow as the past fades
@@ -124,7 +124,7 @@ class PendingQueue:
         job = known[0]
         if not self._jobs:
             self._rises.clear()
-        self._touch(job.model, key.client)
+        self._touch(job.model, (known[1], key.client))
         self._less(self._waits, key.client)
         self._less(self._of_model[job.model], key.client)
         self._created[job.model] -= job.created_ms
@@ -192,6 +192,7 @@ class PendingQueue:
             key = heapq.heappop(self._rises)[2]
             known = self._jobs.get(key)
             if known is not None and (rank := _risen(known[0], now_ms)) < known[1]:
+                self._touch(known[0].model, (known[1], key.client))
                 self._put(known[0], rank)
 
     def heads(self, models: Iterable[str] | None = None) -> Iterator[Waiting]:
@@ -258,7 +259,7 @@ class PendingQueue:
         heapq.heappush(lane, (job.deadline_ms, job.submitted, job.key))
         if rank > 0:
             self._will_rise(job, rank)
-        self._touch(job.model, job.key.client)
+        self._touch(job.model, (rank, job.key.client))
         if len(lane) > 2 * len(self._jobs) + SLACK:
             lane[:] = sorted(entry for entry in set(lane) if self._stands(entry, rank))
 
@@ -297,36 +298,35 @@ class PendingQueue:
             if self._stands(entry, rank):
                 yield self._jobs[entry[2]][0]
 
-    def _touch(self, model: str, client: str) -> None:
+    def _touch(self, model: str, *lanes: Lane) -> None:
         self._first.pop(model, None)
-        self._stale.setdefault(model, set()).add(client)
+        self._stale.setdefault(model, set()).update(lanes)
 
     def _first_of(self, model: str) -> tuple[Turn, Waiting] | None:
         return self._first[model] if model in self._first else self._look(model)
 
     def _look(self, model: str) -> tuple[Turn, Waiting] | None:
         lanes, heap = self._lanes[model], self._heads.setdefault(model, [])
-        for client in self._stale.pop(model, ()):
-            self._see_lanes(lanes, heap, client)
+        self._see(lanes, heap, self._stale.pop(model, ()))
         if len(heap) > 4 * len(lanes) + SLACK_HEADS:
             heap.clear()
-            for client in {client for _, client in lanes}:
-                self._see_lanes(lanes, heap, client)
+            self._see(lanes, heap, list(lanes))
         while heap and not self._leads(model, *heap[0]):
             heapq.heappop(heap)
         best = self._first[model] = (heap[0][0], self._jobs[heap[0][1]][0]) if heap else None
         return best
 
-    def _see_lanes(self, lanes: dict[Lane, list[Any]], heap: list[tuple[Turn, JobKey]], client: str) -> None:
-        for rank in RANK.values():
-            lane = lanes.get((rank, client))
+    def _see(self, lanes: dict[Lane, list[Any]], heap: list[tuple[Turn, JobKey]], changed: Iterable[Lane]) -> None:
+        over = self._over
+        for each in changed:
+            lane = lanes.get(each)
             if lane is None:
                 continue
-            job = self._head(lane, rank)
+            job = self._head(lane, each[0])
             if job is None:
-                del lanes[rank, client]
+                del lanes[each]
             elif not self._at_limit(job):
-                heapq.heappush(heap, (self._turn(job, rank), job.key))
+                heapq.heappush(heap, ((each[0], over.get(each[1], 0), job.submitted), job.key))
 
     def _leads(self, model: str, turn: Turn, key: JobKey) -> bool:
         """Is this job still the head of its lane, with that turn, and may it run?"""
@@ -362,7 +362,7 @@ class PendingQueue:
     def _touch_all(self, client: str) -> None:
         for model, waiting in self._of_model.items():
             if client in waiting:
-                self._touch(model, client)
+                self._touch(model, *((rank, client) for rank in RANK.values()))
 
     def _see_who_is_over(self) -> None:
         had, others = self._active, len(self._active) - 1

@@ -9,6 +9,7 @@ idle while jobs wait for models they do not hold.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 
 ROUNDS = 3  # of spreading each model's work over its holders
 BUSY = 0.97  # from here on a queue is not in balance: it grows
@@ -143,15 +144,14 @@ def survey(
 def _pour(load: float, nodes: list[int], slots: list[float], used: list[float]) -> list[tuple[int, float]]:
     """So much work into those of the nodes that are least busy, so that these are equally busy then."""
     order = sorted([(used[node] / slots[node], node) for node in nodes])
-    total, held = 0.0, 0.0
-    level, taken = 0.0, 0
-    for busy, node in order:
+    totals = accumulate([slots[node] for _, node in order])
+    held = accumulate([busy * slots[node] for busy, node in order])
+    taken, level = 0, 0.0
+    for (busy, _), total, filled in zip(order, totals, held, strict=True):
         if taken and level <= busy:
             break
-        total += slots[node]
-        held += busy * slots[node]
         taken += 1
-        level = (held + load) / total
+        level = (filled + load) / total
     return [(node, (level - busy) * slots[node]) for busy, node in order[:taken]]
 
 

@@ -1,5 +1,6 @@
 """Heartbeats: what a worker says about its node every two seconds, to `$KV.nodes.<node>`."""
 
+import functools
 from enum import StrEnum
 
 from libs.common.contracts.codec import Contract, Decoder
@@ -78,6 +79,7 @@ class Heartbeat(Contract, frozen=True, kw_only=True):
 decode_heartbeat = Decoder(Heartbeat)
 
 
+@functools.lru_cache(maxsize=4096)  # few names, asked of for every job and heartbeat
 def canonical_model(name: str) -> str:
     """The name under which Ollama would find a model: lower case, `:latest` added, default host and namespace dropped.
 
