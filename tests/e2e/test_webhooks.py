@@ -12,6 +12,7 @@ from standardwebhooks.webhooks import Webhook as Verifier
 
 from tests.support.clients import chat_models, http
 from tests.support.stack import Stack
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.e2e
 
@@ -93,4 +94,9 @@ def test_the_end_of_a_job_reaches_its_receiver(stack: Stack, receiver: Receiver)
     assert (gone.returncode, "no such webhook" in gone.stderr) == (1, True)
     refused = stack.arriero("webhook", "create", "https://169.254.169.254/latest", "--json")
     assert json.loads(refused.stdout)["error"]["code"] == "invalid_request"
+    with http(stack) as client:
+        assert client.delete(f"/jobs/{job}").json()["erased"]
     assert len(receiver.got) == 2
+    deleted = stack.arriero("client", "delete", stack.up["client_id"])
+    assert deleted.returncode == 0, deleted.stderr
+    until(lambda: any("webhooks.forgotten" in log.read_text() for log in (stack.home / "logs").glob("gateway*.log")))
