@@ -1,6 +1,5 @@
 """Who may administrate: a bearer token with the scope that a route declares (RFC 6750)."""
 
-import math
 import time
 
 from starlette.requests import Request
@@ -64,7 +63,7 @@ def refuse(error: Unauthorized) -> Response:
 
 def _too_many_failures(wait_s: float) -> Failed:
     message = "Too many credentials from this address were wrong. Wait, and send a token that counts."
-    return failed(Code.RATE_LIMITED, message, retry_after_s=math.ceil(wait_s))
+    return failed(Code.RATE_LIMITED, message, retry_after_s=wait_s)
 
 
 def _unauthenticated(message: str, error: str = 'error="invalid_token"') -> Unauthorized:

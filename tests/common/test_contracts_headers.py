@@ -38,7 +38,7 @@ async def test_facts_come_back_from_the_server_as_they_were_written(bus: Bus):
         for n, text in enumerate(TEXTS)
     ]
     task = asyncio.create_task(follower.run())
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(20):
         await follower.caught_up.wait()
     task.cancel()
 
