@@ -1,5 +1,6 @@
 """A whole Arriero as its users start it: `arriero up`, with ports and a home of its own."""
 
+import atexit
 import contextlib
 import json
 import os
@@ -17,14 +18,34 @@ STOP_S = 30.0
 SPAN = 60  # ports that `--port-base` may use
 
 
+_claims: dict[int, socket.socket] = {}
+
+
 def port_base() -> int:
-    """A base whose whole span is free at the moment; each process looks in a range of its own, so parallel runs never meet."""
+    """A base whose whole span is free, and stays so: each worker looks in a range of its own, and passes over what another run on
+    this machine has claimed."""
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     start = 20000 + worker * 4000 + (os.getpid() * SPAN) % 2400
     for base in range(start, start + 1500, SPAN):
-        if all(_free(base + offset) for offset in (0, 1, 2, 3, *range(10, 24), *range(30, 34), 50, 51)):
+        used = (0, 1, 2, 3, *range(10, 24), *range(30, 34), 50, 51)
+        if _claim(base) and all(_free(base + offset) for offset in used):
             return base
     raise AssertionError("no free span of ports")
+
+
+def _claim(base: int) -> bool:
+    """Holds the last port of the span, which no stack uses, until this process ends."""
+    if base in _claims:
+        return True
+    held = socket.socket()
+    try:
+        held.bind(("127.0.0.1", base + SPAN - 1))  # without SO_REUSEADDR: nobody else can
+    except OSError:
+        held.close()
+        return False
+    atexit.register(held.close)
+    _claims[base] = held
+    return True
 
 
 def _free(port: int) -> bool:
