@@ -8,7 +8,7 @@
 | arriero_router_binds_total    | counter | cold   | bindings made; cold: the model had to be loaded           |
 | arriero_router_requeues_total | counter | reason | jobs taken back: node_gone, given_back, refused, finished |
 | arriero_router_ended_total    | counter | state  | jobs that the router itself ended                         |
-| arriero_router_decide_seconds | histogram |      | time of one decision                                      |
+| arriero_router_decide_seconds | histogram |      | time of one decision, or one step of a search for copies  |
 | arriero_router_loads_total    | counter | result | models loaded ahead of need: done, failed                 |
 | arriero_router_ttft_prediction_ratio | histogram | | time to first token after binding, real over predicted   |
 """
