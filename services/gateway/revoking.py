@@ -85,6 +85,6 @@ class Revoking:
             # When its token was issued, by the clock that also stamped the revocation. Jobs of before that was kept: when
             # they were stored, by another clock.
             at = submission.issued_at or created_ms / 1000
-            reason = self._credentials.lapsed(client, submission.credential, at)
+            reason = self._credentials.lapsed(client, submission.credential, at, kid=submission.kid)
             if reason is not None and self._credentials.fresh:
                 await self._service.mark_cancelled(JobKey(client, job), entry, reason)

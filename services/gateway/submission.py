@@ -177,6 +177,7 @@ def submission_of(affinity_key: bytes, principal: Principal, wish: Wish, body: b
         max_running=principal.policy.max_running,
         credential=principal.credential,
         issued_at=principal.issued_at,
+        kid=principal.kid,
         detached=wish.detached,
         metadata=wish.metadata,
         include_usage=wish.include_usage,

@@ -56,6 +56,7 @@ class Submission(Contract, frozen=True, kw_only=True):
     max_running: int = 0  # jobs of this client at nodes at once, by its policy; 0: no limit
     credential: str = ""  # what it was submitted with, as Principal has it: when that is revoked, the job is cancelled
     issued_at: int = 0  # of the token it was submitted with, by auth's clock; 0: no token, or not known
+    kid: str = ""  # of the key that signed that token
     detached: bool = False  # nobody has to watch: never cancelled for want of a reader
     metadata: dict[str, str] | None = None
     include_usage: bool = False  # OpenAI's stream_options: a stream of chunks ends with one of usage, resumed or not

@@ -140,6 +140,8 @@ class Credentials:
 
     def with_lapses(self) -> set[str]:
         """Clients of which something is disabled or revoked at the moment, and those that were deleted."""
+        if self._revocations.keys:  # signed tokens for whomever
+            return set(self._directory.clients) | self._directory.deleted
         found = {client.id for client in self._directory.clients.values() if client.disabled or client.not_before}
         found |= {key.client for key in self._directory.keys.values() if key.disabled}
         found |= self._directory.deleted
