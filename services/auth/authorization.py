@@ -8,6 +8,7 @@ from starlette.responses import Response
 from libs.common.contracts.clients import Scope
 from libs.common.contracts.faults import Code, Failed, Fault, failed
 from libs.common.credentials.failure_log import FailureLog
+from libs.common.credentials.tokens import claimed_client
 from services.auth.judging import Judge, Worthless
 from services.auth.problems import problem
 from services.auth.readiness import Readiness
@@ -39,7 +40,7 @@ class Authorization:
         scheme, _, token = (given or [""])[0].partition(" ")
         if scheme.lower() != "bearer" or not token.strip():
             raise _unauthenticated("Send `Authorization: Bearer <access token>`; POST /oauth/token gives one.", "")
-        attempts = self._failures.ask(address_of(request), f"token:{token.strip()}")
+        attempts = self._failures.ask(address_of(request), claimed_client(token.strip()))
         if (wait_s := attempts.blocked_s) > 0:
             raise _too_many_failures(wait_s)
         found = self._judge.token(token.strip(), time.time())

@@ -125,17 +125,25 @@ async def read(auth: Auth, token: str, address: str = "203.0.113.1") -> httpx.Re
 
 
 async def test_wrong_tokens_of_the_administration_count_like_wrong_secrets(auth: Auth) -> None:
+    admin = await auth.admin()
+    created = await auth.http.post(
+        "/clients",
+        json={"name": "other", "scopes": ["admin:clients"]},
+        headers={**admin, "X-Forwarded-For": "203.0.113.3"},
+    )
     token = await auth.access_token(OPERATOR, OPERATOR_SECRET, "admin:clients")
-    unused = await auth.access_token(OPERATOR, OPERATOR_SECRET, "admin:clients")
+    foreign = await auth.access_token("other", created.json()["client_secret"], "admin:clients")
     assert (await read(auth, token)).status_code == 200
     assert [(await read(auth, "")).status_code for _ in range(12)] == [401] * 12, "nothing was guessed"
     assert [(await read(auth, f"wrong-{n}")).status_code for n in range(12)] == [401] * 10 + [429] * 2
     refused = await read(auth, "wrong")
     assert (refused.json()["code"], refused.headers["retry-after"]) == ("rate_limited", "6")
     assert (await ask(auth, "somebody", "wrong")).status_code == 429, "they count together"
-    assert (await read(auth, unused)).status_code == 429, "from here it was never seen: it might be a guess"
-    assert (await read(auth, token)).status_code == 200, "this one was"
-    assert (await read(auth, unused, "203.0.113.2")).status_code == 200
+    assert (await read(auth, foreign)).status_code == 429, "from here it was never seen: it might be a guess"
+    assert (await read(auth, foreign, "203.0.113.2")).status_code == 200
+    fresh = await auth.access_token(OPERATOR, OPERATOR_SECRET, "admin:clients")
+    for seen in (token, fresh):
+        assert (await read(auth, seen)).status_code == 200, "its client was, whichever token it has now"
 
 
 async def test_many_tokens_at_once_get_no_more_guesses_than_as_many_in_a_row(auth: Auth) -> None:

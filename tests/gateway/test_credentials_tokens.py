@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from joserfc import jws, jwt
 from joserfc.jwk import ECKey, OctKey, OKPKey, RSAKey
 
-from libs.common.credentials.tokens import LEEWAY_S, Claims, Rejected, UnknownKey, verify
+from libs.common.credentials.tokens import LEEWAY_S, Claims, Rejected, UnknownKey, claimed_client, verify
 
 ISSUER = "https://auth.example.org"
 NOW = 1_900_000_000
@@ -37,6 +37,10 @@ def token(header: dict[str, Any] | None = None, *, without: str = "", **claims: 
     return jws.serialize_compact(HEADER if header is None else header, json.dumps(said), KEY, algorithms=["ES256"])
 
 
+def encoded(claims: bytes) -> str:
+    return f"x.{base64.urlsafe_b64encode(claims).decode()}.x"
+
+
 def check(text: str, now: float = NOW) -> Claims | UnknownKey | Rejected:
     return verify(text, KEYS, issuer=ISSUER, now=now)
 
@@ -53,6 +57,16 @@ def test_a_good_token_gives_its_claims() -> None:
     )
     assert isinstance(check(token(scope="")), Claims)
     assert isinstance(check(token(aud=["other", "arriero"])), Claims)
+
+
+@given(
+    st.one_of(st.text(), st.builds("x.{}.x".format, st.text()), st.builds(encoded, st.binary()), st.just("x." * 5000))
+)
+@example(f"x.{'W10' * 1000}.x")
+def test_whom_a_token_names_is_read_from_whatever_comes(text: str) -> None:
+    assert claimed_client(token()) == "alice"
+    assert claimed_client(token(client_id=7)) == claimed_client(token(without="client_id")) == ""
+    assert isinstance(claimed_client(text), str)
 
 
 def test_clocks_may_be_half_a_minute_apart() -> None:

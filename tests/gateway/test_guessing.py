@@ -5,6 +5,7 @@ import pytest
 
 from libs.common.bus.connection import Bus
 from libs.common.credentials import api_keys
+from tests.auth.running import running_auth
 from tests.gateway.running import Gateway, add_client, running_gateway
 from tests.support.nats_server import NatsServer
 from tests.support.waiting import eventually
@@ -67,3 +68,23 @@ async def test_secrets_of_one_key_are_not_tried_from_everywhere(nats: NatsServer
         statuses = [(await ask(http, key, address=f"192.0.2.{n}")).status_code for n, key in enumerate(guesses, 10)]
         assert statuses == [401] * 5 + [429] * 2
         assert (await ask(http, mine, address="192.0.2.77")).status_code == 200  # nobody locks its owner out
+
+
+async def test_a_neighbours_guesses_do_not_lock_out_a_client_with_a_new_token(
+    nats: NatsServer, wrong: list[str]
+) -> None:
+    """Tokens are replaced every few minutes: it is the client that was seen here, not the token."""
+    async with running_auth(nats) as auth:
+        secret = await auth.create_client("alice")
+        settings = {"address_failures": LIMIT, "trusted_proxies": "127.0.0.1/32", "issuer": auth.issuer}
+        async with running_gateway(nats, **settings) as gateway, gateway.client("") as http:
+            token = await auth.access_token("alice", secret)
+            await eventually(lambda: _lets_in(http, token))
+            assert [(await ask(http, key)).status_code for key in wrong] == [401] * LIMIT
+            assert (await ask(http, await auth.access_token("alice", secret))).status_code == 200
+            stranger = await auth.access_token("bob", await auth.create_client("bob"))
+            assert (await ask(http, stranger)).status_code == 429
+
+
+async def _lets_in(http: httpx.AsyncClient, credential: str) -> bool:
+    return (await ask(http, credential)).status_code == 200

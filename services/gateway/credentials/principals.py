@@ -14,7 +14,7 @@ from libs.common.credentials.api_keys import ApiKeyText
 from libs.common.credentials.directory import Directory
 from libs.common.credentials.failure_log import FailureLog
 from libs.common.credentials.revocations import Revocations
-from libs.common.credentials.tokens import Claims, Rejected, UnknownKey, verify
+from libs.common.credentials.tokens import Claims, Rejected, UnknownKey, claimed_client, verify
 from libs.common.credentials.verifiers import Verifiers
 from libs.common.ops import Check
 from services.gateway.credentials.changes import Changes
@@ -232,8 +232,8 @@ def _principal(client: Client, scopes: frozenset[str], credential: str, *, key: 
 
 
 def _name_of(presented: ApiKeyText | AccessToken) -> str:
-    """What failures are counted on beside the address, and what has proven itself: a key's id, a token as a whole."""
-    return f"key:{presented.id}" if isinstance(presented, ApiKeyText) else f"token:{presented.text}"
+    """What failures are counted on beside the address, and what has proven itself: a key's id, a token's client."""
+    return f"key:{presented.id}" if isinstance(presented, ApiKeyText) else claimed_client(presented.text)
 
 
 def _too_many_failures(wait_s: float) -> Failed:
