@@ -9,13 +9,11 @@ import structlog
 from libs.common import ids
 from libs.common.bus.connection import Bus
 from libs.common.bus.failures import Away, BusError, Full
-from libs.common.contracts import subjects
 from libs.common.contracts.clients import Principal
 from libs.common.contracts.codec import encode
 from libs.common.contracts.faults import Code, failed
 from libs.common.contracts.jobs import INLINE_LIMIT, MIN_RESULT_TTL_S, Completion, Submission
 from libs.common.contracts.requests import Request
-from libs.common.contracts.streams import JOBS
 from libs.common.contracts.subjects import JobKey
 from libs.common.folder import Entry, digest, ttl_s
 from libs.common.ids import new_op_id
@@ -135,8 +133,8 @@ class Submitter:
     async def _drop_parts(self, key: JobKey, submission: Submission, body: bytes) -> None:
         """A body in parts whose `new` surely was not stored: without this it would stay for its whole TTL."""
         if len(body) > INLINE_LIMIT:
-            with contextlib.suppress(BusError):
-                await self._journal.purge(JOBS, subjects.parts_of_write(key, submission.op_id))
+            with contextlib.suppress(BusError):  # the store is full, or NATS away again: then they stay
+                await self._journal.empty_parts(key, submission.op_id, len(body))
 
 
 def _same_job(key: JobKey, wanted: str, standing: Entry) -> Submitted:

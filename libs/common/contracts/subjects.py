@@ -91,10 +91,6 @@ def part(key: JobKey, op_id: str, n: int) -> str:
     return f"parts.{token(key.client)}.{token(key.job)}.{token(op_id)}.{n}"
 
 
-def parts_of_write(key: JobKey, op_id: str) -> str:
-    return f"parts.{token(key.client)}.{token(key.job)}.{token(op_id)}.*"
-
-
 def parts_of_job(key: JobKey) -> str:
     return f"parts.{token(key.client)}.{token(key.job)}.>"
 
