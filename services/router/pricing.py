@@ -17,7 +17,7 @@ from services.router.prefixes import Prefixes
 from services.router.rates import Mean, Rates, Speed
 
 DECODE_COUNTS = {Priority.INTERACTIVE: 0.3, Priority.NORMAL: 0.3, Priority.BATCH: 1.0}  # the first token matters more
-WORK_NEWEST = 0.04  # answers differ by far more than the rate at which they come
+WORK_NEWEST = 0.02  # answers differ by far more than the rate at which they come
 ON_CPU = 10.0  # how many times slower a layer is that did not fit the GPU
 
 

@@ -3,18 +3,22 @@ are, or were there others. Pure.
 
 The work of each model goes to those of its holders that have least to do (jobs are bound late, so it does). Nodes that are
 then equally busy share one queue: a model waits as long as that queue does, and besides for its own holders, as far as work that
-nobody else can do keeps them busy (both: Sakasegawa's approximation). It is a sketch, but one that sees what counts: nodes that
-idle while jobs wait for models they do not hold.
+nobody else can do keeps them busy (both: Sakasegawa's approximation). It is a sketch, to choose a few copies by; what they would
+save is then reckoned with all holders seen together (`congestion`).
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 
+from services.router import congestion
+
 ROUNDS = 3  # of spreading each model's work over its holders
 BUSY = 0.97  # from here on a queue is not in balance: it grows
 GROWS_FOR_S = 120.0  # for so long, before the survey is out of date
 
+VARIES = 1.6  # 1 + the squared coefficient of variation of a job's work
+COUNTED_S = 600.0  # for so long demand and work are counted, in effect
 ALIKE = 0.03  # so little does the business of nodes differ that share their work
 
 Holders = Mapping[str, frozenset[str]]  # nodes by model
@@ -37,13 +41,28 @@ class Survey:
     holders: Holders
     busy: Mapping[str, float]  # by node
     waits: Mapping[str, float]  # by model that is held and asked for: seconds
-    waiting: float  # seconds that are waited per second, for all of them
     bound: Mapping[str, float]  # by such model: load that only its holders can take, its own included
     pooled: Mapping[str, float]  # by node: seconds that everybody waits who has to go there
     own: Mapping[
         str, tuple[float, float]
     ]  # by such model: the slots of its holders, and the least that `pooled` says of them
     ground: "Ground"
+
+    def waiting(self) -> float:
+        """Seconds that are waited per second for all of them; all holders seen together, so far nearer than `waits`."""
+        numbers, load, work = self.ground.numbers, self.load, self.work
+        classes = [
+            congestion.Class(
+                nodes=sum(1 << n for n in numbers(self.holders[model])),
+                load=load[model],
+                jobs=load[model] / work[model],
+                doubt=VARIES * load[model] * work[model] / COUNTED_S,
+            )
+            for model in self.waits
+        ]
+        slots = self.ground.slots
+        used = [self.busy[name] * has for name, has in zip(self.ground.names, slots, strict=True)]
+        return congestion.waiting(classes, slots, used)
 
     def gain(self, model: str, node: str) -> float:
         """Of one more copy there, for those who wait for it: seconds per second. A guess, `with_holders` knows better."""
@@ -134,9 +153,8 @@ def survey(
     bound = {m: sum(load[v] for v in asked if holders[v] <= holders[m]) for m in asked}
     own = {m: (sum(size[n] for n in held[m]), min(pooled[n] for n in held[m])) for m in asked}
     waits = {m: wait_s(work[m], total, bound[m] / total) + wait for m, (total, wait) in own.items()}
-    waiting = sum(load[model] / work[model] * waits[model] for model in asked)
     return Survey(
-        load, work, slots, holders, dict(zip(names, busy, strict=True)), waits, waiting, bound,
+        load, work, slots, holders, dict(zip(names, busy, strict=True)), waits, bound,
         dict(zip(names, pooled, strict=True)), own, ground,
     )  # fmt: skip
 

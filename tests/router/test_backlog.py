@@ -37,12 +37,12 @@ def test_what_a_client_asks_beyond_its_share_moves_nothing() -> None:
         assert backlog({"m:1": clients}, {"m:1": 5.0}, {"m:1": [one]}, 1).levels["n1"] <= HORIZON_S + 1e-9
 
 
-def test_demand_is_learned_fast_and_fades() -> None:
+def test_demand_is_learned_and_fades() -> None:
     demand = Demand()
     assert demand.per_second("m:1", 5.0) == demand.chance("m:1", 5.0, 100.0) == 0.0
     for n in range(2_000):
         demand.asked("m:1", n / 2)
     assert demand.per_second("m:1", 1_000.0) == pytest.approx(2.0, rel=0.1)
-    assert demand.per_second("m:1", 1_300.0) < 0.5
-    assert 0 < demand.chance("m:1", 1_300.0, 1.0) < demand.chance("m:1", 1_300.0, 60.0) < 1
+    assert demand.per_second("m:1", 1_300.0) < 0.8
+    assert 0 < demand.chance("m:1", 1_300.0, 1.0) < demand.chance("m:1", 1_300.0, 10.0) < 1
     assert list(demand.models()) == ["m:1"]

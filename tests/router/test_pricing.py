@@ -179,7 +179,7 @@ def test_a_node_whose_models_are_asked_for_all_the_time_is_crowded() -> None:
     def crowd(asked: int, **facts: int) -> float:
         pricing = a_pricing("m:1", "x:1")
         for n in range(asked):
-            pricing.demand.asked("x:1", NOW - 100.0 * n / max(1, asked))
+            pricing.demand.asked("x:1", NOW - 100.0 + 100.0 * n / asked)
         return priced(pricing, holding(**facts)).crowd_s
 
     here = 10 * GB

@@ -23,7 +23,7 @@ def test_a_copy_never_does_harm_one_that_leaves_never_helps_and_who_is_not_asked
     total = sum(load[model] for model in holders)
     assert abs(sum(looked.busy[node] * 2.0 for node in NODES) - total) < 1e-6
     assert set(looked.waits) == {model for model in holders if load[model]}
-    assert looked.with_holders({}).waiting == looked.waiting
+    assert looked.with_holders({}).waiting() == looked.waiting()
 
 
 def test_work_goes_to_the_holders_that_others_leave_idle() -> None:
@@ -40,8 +40,8 @@ def test_nodes_that_share_their_work_are_one_queue_and_a_second_copy_of_what_few
     looked = survey({"a": 3.0, "b": 1.5}, {"a": 5.0, "b": 20.0}, slots, {"a": everywhere, "b": frozenset({"n1"})})
     assert looked.pooled["n1"] == looked.pooled["n2"] == looked.pooled["n3"]
     assert looked.waits["b"] > 2 * looked.waits["a"]
-    assert looked.with_holders({"b": frozenset({"n1", "n2"})}).waiting < looked.waiting
-    assert looked.with_load({"b": 2.0}).waiting > looked.waiting
+    assert looked.with_holders({"b": frozenset({"n1", "n2"})}).waiting() < looked.waiting()
+    assert looked.with_load({"b": 2.0}).waiting() > looked.waiting()
 
 
 def test_a_busy_holder_beside_an_idle_node_makes_a_copy_worth_it_and_an_idle_one_does_not() -> None:
