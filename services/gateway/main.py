@@ -1,7 +1,6 @@
 """The gateway: HTTP in, durable jobs out, tokens back. Any number of them; none holds anything that another needs."""
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -10,6 +9,7 @@ from libs.common.audit import Audit
 from libs.common.bus.connection import Bus
 from libs.common.credentials.failure_log import FailureLog
 from libs.common.credentials.failures import Rate
+from libs.common.draining import ended
 from libs.common.ids import new_boot_id
 from libs.common.runtime import Port, Running, Service
 from services.gateway.app import create_app
@@ -63,15 +63,16 @@ async def start(settings: GatewaySettings, bus: Bus) -> AsyncIterator[Running]:
     specs = all_routes(bus, service, streams, intake, fleet, catalog, issuer=settings.issuer)
     internal = await InternalApi(bus, credentials, sessions, service, intake, limiter, witness).serve()
 
+    hurry = asyncio.Event()
+
     async def drain() -> None:
-        """No new jobs; open streams go on for the grace, then end so that they can be resumed elsewhere."""
+        """No new jobs; open streams go on for the grace, or until somebody is in a hurry, then end so that they can be resumed
+        elsewhere."""
         pressure.draining = True
         await internal.stop()
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(streams.all_closed(), settings.drain_grace)
+        await ended(streams.all_closed(), settings.drain_grace, hurry)
         streams.end_all()
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(streams.all_closed(), GOODBYE_S)
+        await ended(streams.all_closed(), GOODBYE_S)
         await asyncio.gather(*(puller.stop(GOODBYE_S) for puller in (waiting.puller, delivering.puller)))
         await audit.close()
 
@@ -112,6 +113,7 @@ async def start(settings: GatewaySettings, bus: Bus) -> AsyncIterator[Running]:
                 "audit": audit.check,
             },
             drain=drain,
+            hurry=hurry.set,
         )
     finally:
         await internal.stop()

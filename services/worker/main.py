@@ -11,6 +11,7 @@ from libs.common import runtime
 from libs.common.bus.connection import Bus
 from libs.common.bus.failures import BusError
 from libs.common.contracts import subjects
+from libs.common.draining import ended
 from libs.common.ids import new_boot_id
 from libs.common.journal import Journal
 from libs.common.runtime import Running, Service, StartFailed
@@ -76,10 +77,10 @@ async def start(settings: WorkerSettings, bus: Bus) -> AsyncIterator[Running]:
         with contextlib.suppress(BusError, TimeoutError):  # without NATS the runs are waited for all the same
             async with asyncio.timeout(SAY_SO_S):
                 await presence.say()
-        if await _idle(runs, settings.drain_grace, hurry):
+        if await ended(runs.idle(), settings.drain_grace, hurry):
             return
         runs.stop_all(StopReason.DRAIN, "the worker is shutting down")
-        if not await _idle(runs, GIVE_BACK_S):
+        if not await ended(runs.idle(), GIVE_BACK_S):
             log.warning("drain.unfinished", running=len(runs))
 
     try:
@@ -101,17 +102,6 @@ async def start(settings: WorkerSettings, bus: Bus) -> AsyncIterator[Running]:
         await runs.close()
         await desk.close()
         await ollama.close()
-
-
-async def _idle(runs: Runs, seconds: float, hurry: asyncio.Event | None = None) -> bool:
-    """Has all ended in that time? Does not wait on when somebody is in a hurry."""
-    waits = [asyncio.create_task(runs.idle()), *([asyncio.create_task(hurry.wait())] if hurry else [])]
-    try:
-        await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-        return waits[0].done()
-    finally:
-        for task in waits:
-            task.cancel()
 
 
 async def _stop_when_replaced(presence: Presence) -> None:

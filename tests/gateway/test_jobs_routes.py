@@ -466,6 +466,25 @@ async def test_a_draining_gateway_ends_its_streams_so_that_they_can_be_resumed(
     assert refused.headers["retry-after"] == "1"
 
 
+async def test_who_asks_a_gateway_twice_to_end_gets_its_streams_ended_so_that_they_can_be_resumed(
+    nats: NatsServer, bus: Bus, keys: Keys, router: RouterStub
+) -> None:
+    await add_node(bus, MODEL)
+    async with running_gateway(nats, drain_grace=600) as gateway, gateway.client(keys.alice) as alice:
+        job = await submitted(alice)
+        async with stream(alice, job) as reading:
+            await eventually(lambda: "queued" in reading.text)
+            assert gateway.running.drain
+            draining = asyncio.create_task(gateway.running.drain())
+            await asyncio.sleep(0)
+            assert not draining.done()
+            assert gateway.running.hurry
+            gateway.running.hurry()
+            async with asyncio.timeout(30):
+                await draining
+            assert "resume with Last-Event-ID" in await reading.whole()
+
+
 async def test_a_client_that_takes_nothing_is_closed_and_nothing_of_it_stays(
     nats: NatsServer, router: RouterStub, keys: Keys, bus: Bus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
