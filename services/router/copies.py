@@ -162,7 +162,9 @@ class CopySearch:
         if doubted is None:
             doubted = self._doubted[key] = self._looked.with_load(scale)
             yield False
-        worth = PAYS_WITHIN_S * (doubted.waiting() - doubted.with_holders(changed).waiting()) - price
+        waits = doubted.waiting()
+        yield False
+        worth = PAYS_WITHIN_S * (waits - doubted.with_holders(changed).waiting()) - price
         if worth > self._best[0]:
             self._best = worth, first
 
