@@ -68,8 +68,7 @@ class Look:
     def _next_job(self) -> Placement | None:
         if not self.roster.free:
             return None
-        may = self.roster.may_be_placed
-        worth = None if self._scheduler.avoiding else [model for model in self._queue.waiting_by_model() if may(model)]
+        worth = None if self._scheduler.avoiding else self.roster.placeable(self._queue.waiting_by_model())
         for head in self._queue.heads(worth):
             if head.model not in self._held:
                 placement = self._place(head, self._scheduler.asks[head.key])

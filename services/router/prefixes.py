@@ -42,7 +42,11 @@ class Prefixes:
         """Those of these nodes that hold more than so many of the prompt's first tokens."""
         wanted = {digest for digest, tokens in map(read_entry, chain) if tokens > than}
         known = self._held.get
-        return [node for node in nodes if (held := known((node, model))) is not None and not wanted.isdisjoint(held)]
+        return [
+            node
+            for node in nodes
+            if (held := known((node, model))) is not None and not held.keys().isdisjoint(wanted)  # as many steps as `wanted`
+        ]
 
     def keep_only(self, node: str, models: Iterable[str]) -> None:
         """What left memory took its cache along."""

@@ -4,10 +4,8 @@ Every look asks all that, and little of it changes between two: it is kept, and 
 Tables are in the order of names, as far as anything depends on it: verdicts must not depend on who came first.
 """
 
-import itertools
 import math
-import operator
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from libs.common.contracts.nodes import DEAD_S, SUSPECT_S
@@ -18,7 +16,6 @@ from services.router.fleet import NodeView
 
 Able = Mapping[str, NodeView]  # by name
 
-_stamp_of = operator.attrgetter("stamp")
 _NOBODY: Able = {}
 _NOTHING: frozenset[str] = frozenset()
 
@@ -38,35 +35,32 @@ class Roster:
         self._able: dict[tuple[str, Priority], tuple[Able, frozenset[str]]] = {}
         self._able_holders: dict[tuple[str, Priority], Able] = {}
         self._abilities: dict[str, tuple[object, ...]] = {}  # what `able` depends on, by node
-        self._stamps: list[int] = []
-        self._places: dict[str, int] = {}  # of nodes among the stamps
+        self._seen: dict[str, int] = {}  # stamps, by node
+        self._newest = 0  # stamp that the last `refresh` saw: whoever has changed since has a greater one
         self._since: tuple[int, float, float] = (-1, 0.0, 0.0)  # catalog, connected_at, now of the last full look
         self._until = -math.inf  # then time alone changes something
 
     def refresh(self, now: float, connected_at: float) -> None:
-        stamps = list(map(_stamp_of, self._nodes.values()))
+        newest = self._newest
+        changed = [node for node in self._nodes.values() if node.stamp > newest]
         catalog, connected, before = self._since
-        if catalog != self._catalog.version or len(stamps) != len(self._stamps):
+        if catalog != self._catalog.version or len(self._nodes) != len(self._seen):
             self._start_anew()
         elif connected == connected_at and before <= now < self._until:
-            if stamps != self._stamps:
-                changed = map(operator.ne, stamps, self._stamps)
-                for node in itertools.compress(self._nodes.values(), changed):
-                    self._see(node, now, connected_at)
-                self._stamps = stamps
+            for node in changed:
+                self.see(node, now, connected_at)
+                self._newest = max(self._newest, node.stamp)
             return
         self._until = math.inf
         for node in self._nodes.values():
             self._see(node, now, connected_at)
-        self._places = {name: n for n, name in enumerate(self._nodes)}
-        self._stamps, self._since = stamps, (self._catalog.version, connected_at, now)
+            self._newest = max(self._newest, node.stamp)
+        self._since = (self._catalog.version, connected_at, now)
 
     def see(self, node: NodeView, now: float, connected_at: float) -> None:
         """Instead of `refresh`, at the moment of the last one, when nothing but this node has changed since."""
-        place = self._places[node.name]
-        if self._stamps[place] != node.stamp:
+        if self._seen[node.name] != node.stamp:
             self._see(node, now, connected_at)
-            self._stamps[place] = node.stamp
 
     def able(self, model: str, priority: Priority) -> tuple[Able, frozenset[str]]:
         """Fit nodes that could run it, had they a slot; and why others could not."""
@@ -99,14 +93,15 @@ class Roster:
         """Fit nodes that have it in memory or load it, and have a slot; able to run it or not."""
         return self._free_held.get(model, _NOBODY)
 
-    def may_be_placed(self, model: str) -> bool:
-        """False: each job for it that no node has failed yet has to wait for a slot of a node that holds it."""
-        if self._free_held.get(model):
-            return True
-        covered = self._covered.get(model)
-        if covered is None:
-            covered = self._covered[model] = all(self.holders(model, priority) for priority in Priority)
-        return not covered
+    def placeable(self, models: Iterable[str]) -> list[str]:
+        """Those of these models of which a job may get a slot. Of any other each job that no node has failed yet has to wait for
+        a slot of a node that holds it."""
+        free, covered = self._free_held, self._covered
+        return [
+            model
+            for model in models
+            if free.get(model) or not (covered[model] if model in covered else self._is_covered(model))
+        ]
 
     def held(self) -> Mapping[str, Mapping[str, NodeView]]:
         """Fit nodes by what they have in memory or load; models in the order in which nodes bring them."""
@@ -119,14 +114,20 @@ class Roster:
 
     # -- inside --------------------------------------------------------------------------------------------------------
 
+    def _is_covered(self, model: str) -> bool:
+        """Jobs of every class have a node that holds it, with or without a slot."""
+        covered = self._covered[model] = all(self.holders(model, priority) for priority in Priority)
+        return covered
+
     def _start_anew(self) -> None:
         tables = (self.fit, self.unfit, self.free, self._held, self._held_by, self._free_held, self._free_held_by)
-        for table in (*tables, self._able, self._able_holders, self._covered, self._abilities):
+        for table in (*tables, self._able, self._able_holders, self._covered, self._abilities, self._seen):
             table.clear()
         self.slots = 0
 
     def _see(self, node: NodeView, now: float, connected_at: float) -> None:
         name = node.name
+        self._seen[name] = node.stamp
         why = objections.unfit(node, self._catalog, now=now, connected_at=connected_at)
         self._until = min(self._until, _changes_at(node, now, connected_at))
         beat = node.beat

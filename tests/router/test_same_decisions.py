@@ -1,7 +1,7 @@
 """What is kept between looks, and left out of one, changes no decision: the same as when all is worked out anew each time."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from hypothesis import given, settings
@@ -34,8 +34,8 @@ class PlainRoster(Roster):
     def free_holders(self, model: str) -> Able:
         return {name: node for name, node in self._held.get(model, {}).items() if node.free_slots > 0}
 
-    def may_be_placed(self, model: str) -> bool:
-        return True
+    def placeable(self, models: Iterable[str]) -> list[str]:
+        return list(models)
 
 
 class PlainPricing(Pricing):
