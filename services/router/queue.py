@@ -54,6 +54,7 @@ Lane = tuple[int, str]  # rank, client
 Turn = tuple[
     int, int, int
 ]  # rank, how many tolerances its client is over its share, sequence: the smallest is served first
+Head = tuple[Turn, JobKey]
 
 
 class PendingQueue:
@@ -61,7 +62,8 @@ class PendingQueue:
         self._jobs: dict[JobKey, tuple[Waiting, int]] = {}  # with the rank it has risen to
         self._lanes: dict[str, dict[Lane, list[tuple[float, int, JobKey]]]] = {}
         self._first: dict[str, tuple[Turn, Waiting] | None] = {}  # of each model, as long as nothing of it changed
-        self._heads: dict[str, list[tuple[Turn, JobKey]]] = {}  # of lanes, by model: a heap
+        self._heads: dict[str, list[Head]] = {}  # of lanes, by model: a heap; not all of them still stand
+        self._standing: dict[str, dict[Lane, Head]] = {}  # those that do, as of the last look
         self._stale: dict[str, set[Lane]] = {}  # by model: lanes that have changed since its heap was looked at
         self._rises: list[tuple[float, int, JobKey]] = []  # when jobs rise a class: a heap; not all of them still wait
         self._limited: set[str] = set()  # clients that wait, and may run only so many at once
@@ -88,6 +90,7 @@ class PendingQueue:
         self._lanes.clear()
         self._first.clear()
         self._heads.clear()
+        self._standing.clear()
         self._stale.clear()
         self._rises.clear()
         self._waits.clear()
@@ -133,7 +136,7 @@ class PendingQueue:
             if key.client not in self._runs:
                 del self._active[key.client]
         if not self._of_model[job.model]:
-            for table in (self._of_model, self._created, self._lanes, self._heads, self._stale, self._first):
+            for table in (self._of_model, self._created, self._lanes, self._heads, self._standing, self._stale, self._first):
                 table.pop(job.model, None)
 
     def waiting(self, model: str) -> dict[str, int]:
@@ -210,15 +213,15 @@ class PendingQueue:
         """The jobs of a model that would be served next, one after the other, were no client charged for them."""
         if model not in self._lanes or self._first_of(model) is None:
             return []
-        heap, lanes = self._heads[model].copy(), self._lanes[model]
+        heap, lanes, standing = self._heads[model].copy(), self._lanes[model], self._standing[model]
         found: list[Waiting] = []
         walks: dict[Lane, Iterator[Waiting]] = {}  # what comes after a lane's head
         following: dict[Lane, JobKey | None] = {}
         seen: set[JobKey] = set()
         while heap and len(found) < most:
-            turn, key = heapq.heappop(heap)
+            turn, key = head = heapq.heappop(heap)
             lane = (turn[0], key.client)
-            if key in seen or (key != following[lane] if lane in following else not self._leads(model, turn, key)):
+            if key in seen or (key != following[lane] if lane in following else standing.get(lane) != head):
                 continue
             seen.add(key)
             job = self._jobs[key][0]
@@ -306,35 +309,30 @@ class PendingQueue:
         return self._first[model] if model in self._first else self._look(model)
 
     def _look(self, model: str) -> tuple[Turn, Waiting] | None:
-        lanes, heap = self._lanes[model], self._heads.setdefault(model, [])
-        self._see(lanes, heap, self._stale.pop(model, ()))
+        lanes = self._lanes[model]
+        heap, standing = self._heads.setdefault(model, []), self._standing.setdefault(model, {})
+        changed: Iterable[Lane] = self._stale.pop(model, ())
         if len(heap) > 4 * len(lanes) + SLACK_HEADS:
             heap.clear()
-            self._see(lanes, heap, list(lanes))
-        while heap and not self._leads(model, *heap[0]):
-            heapq.heappop(heap)
-        best = self._first[model] = (heap[0][0], self._jobs[heap[0][1]][0]) if heap else None
-        return best
-
-    def _see(self, lanes: dict[Lane, list[Any]], heap: list[tuple[Turn, JobKey]], changed: Iterable[Lane]) -> None:
-        over = self._over
+            standing.clear()
+            changed = list(lanes)
+        over, jobs = self._over, self._jobs
         for each in changed:
             lane = lanes.get(each)
-            if lane is None:
-                continue
-            job = self._head(lane, each[0])
+            job = None if lane is None else self._head(lane, each[0])
             if job is None:
-                del lanes[each]
-            elif not self._at_limit(job):
-                heapq.heappush(heap, ((each[0], over.get(each[1], 0), job.submitted), job.key))
-
-    def _leads(self, model: str, turn: Turn, key: JobKey) -> bool:
-        """Is this job still the head of its lane, with that turn, and may it run?"""
-        known = self._jobs.get(key)
-        if known is None or known[0].model != model or self._turn(*known) != turn or self._at_limit(known[0]):
-            return False
-        lane = self._lanes[model].get((known[1], key.client))
-        return lane is not None and self._head(lane, known[1]) is known[0]
+                lanes.pop(each, None)
+            if job is None or self._at_limit(job):
+                standing.pop(each, None)
+                continue
+            head = ((each[0], over.get(each[1], 0), job.submitted), job.key)
+            if standing.get(each) != head:
+                standing[each] = head
+                heapq.heappush(heap, head)
+        while heap and standing.get((heap[0][0][0], heap[0][1].client)) != heap[0]:
+            heapq.heappop(heap)
+        best = self._first[model] = (heap[0][0], jobs[heap[0][1]][0]) if heap else None
+        return best
 
     def _at_limit(self, job: Waiting) -> bool:
         return bool(job.max_running) and self._runs.get(job.key.client, 0) >= job.max_running
