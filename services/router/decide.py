@@ -77,14 +77,14 @@ def worth_waiting(ask: Ask, best: Priced, busy: Iterable[tuple[NodeView, Terms]]
 
 
 def explain(
-    chosen: Priced, others: Sequence[Priced], refused: Iterable[tuple[str, str]], *, waited_ms: int
+    chosen: Priced, others: Sequence[Priced], refused: Iterable[Candidate], *, waited_ms: int
 ) -> Decision:
     candidates = [_candidate(priced) for priced in (chosen, *others)]
-    candidates += [_refused(name, why) for name, why in sorted(refused)]
+    candidates += refused
     terms = chosen.terms
     return Decision(
         node=chosen.node.name,
-        reason=describe(terms),
+        reason=candidates[0].verdict,
         cold=terms.load_s > 0,
         waited_ms=waited_ms,
         ttft_s=round(terms.ttft_s, 3),
@@ -95,7 +95,8 @@ def explain(
 
 
 @functools.lru_cache(maxsize=10_000)
-def _refused(node: str, why: str) -> Candidate:
+def refused(node: str, why: str) -> Candidate:
+    """One that was not priced. Most of a fleet is refused at each decision, for few reasons: they are made once."""
     return Candidate(node=node, verdict=why)
 
 

@@ -1,9 +1,11 @@
 """One look at queue and fleet, at one moment: what is to be bound or loaded now. Pure."""
 
 import itertools
+import operator
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
+from libs.common.contracts.jobs import Candidate
 from libs.common.contracts.requests import Priority
 from services.router import decide, objections
 from services.router.backlog import Backlog, backlog
@@ -11,6 +13,7 @@ from services.router.copies import CopySearch
 from services.router.decide import Need, Priced
 from services.router.fleet import Hold, NodeView, Preload
 from services.router.harm import Harm
+from services.router.objections import ALL_TAKEN
 from services.router.pricing import Ask, Terms
 from services.router.queue import Waiting
 from services.router.roster import Able
@@ -195,21 +198,28 @@ class Look:
         best, terms = ranked[0], ranked[0].terms
         ready_at = self.now + terms.load_s
         ends_at = ready_at + terms.prefill_s + terms.decode_s
-        room = max(0, decide.MAX_CANDIDATES_KEPT - len(ranked))
-        refused = list(itertools.islice(self.roster.unfit.items(), room))
-        if len(refused) < room:
-            able, free = self.roster.able(job.model, job.priority)[0], self.roster.free
-            priced = {each.node.name for each in ranked}
-            for name, node in self.roster.fit.items():
-                if name not in priced:
-                    taken = name in able and name not in free
-                    refused.append((name, objections.ALL_TAKEN if taken else self._why_not(job, node)))
-                    if len(refused) >= room:
-                        break
+        refused = self._refused(job, ranked)
         waited_ms = max(0, int(self._now_ms - job.created_ms))
         decision = decide.explain(best, ranked[1 : decide.MAX_CANDIDATES_KEPT], refused, waited_ms=waited_ms)
         hold = Hold(job.model, ready_at=ready_at, ends_at=ends_at, evict=terms.evict)
         return Placement(job, best.node, hold, decision)
+
+    def _refused(self, job: Waiting, ranked: list[Priced]) -> list[Candidate]:
+        """What speaks against the others, by name; as many as there is room for, of all the unfit ones come first."""
+        roster, room = self.roster, max(0, decide.MAX_CANDIDATES_KEPT - len(ranked))
+        refused = [decide.refused(name, why) for name, why in itertools.islice(roster.unfit.items(), room)]
+        if len(refused) < room:
+            fit, free, able = roster.fit, roster.free, roster.able(job.model, job.priority)[0]
+            priced = {each.node.name for each in ranked}
+            names = itertools.islice((name for name in fit if name not in priced), room - len(refused))
+            is_mixed = bool(refused)
+            refused += [
+                decide.refused(name, ALL_TAKEN if name in able and name not in free else self._why_not(job, fit[name]))
+                for name in names
+            ]
+            if is_mixed:
+                refused.sort(key=operator.attrgetter("node"))
+        return refused
 
     def _why_not(self, job: Waiting, node: NodeView) -> str:
         why = self.roster.objection(job.model, node, job.priority) or objections.full(job.model, node)

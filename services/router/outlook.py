@@ -1,5 +1,6 @@
 """What users are told before it happens: their place, when the first token is due, where a job would go, why not now. Pure."""
 
+import itertools
 from typing import NamedTuple
 
 from libs.common.contracts.jobs import Decision
@@ -58,7 +59,8 @@ def prospect(look: Look, job: Waiting, ask: Ask) -> Prospect:
     start = look.starts_in(ask, 1.0)
     assert start is not None
     best = ranked[0]
-    decision = decide.explain(best, ranked[1 : decide.MAX_CANDIDATES_KEPT], look.roster.unfit.items(), waited_ms=0)
+    refused = itertools.starmap(decide.refused, look.roster.unfit.items())
+    decision = decide.explain(best, ranked[1 : decide.MAX_CANDIDATES_KEPT], refused, waited_ms=0)
     return Prospect(decision, why_not(look, ask), round(start, 3), round(start + best.terms.decode_s, 3))
 
 

@@ -34,6 +34,7 @@ class Roster:
         self._covered: dict[str, bool] = {}
         self._able: dict[tuple[str, Priority], tuple[Able, frozenset[str]]] = {}
         self._able_holders: dict[tuple[str, Priority], Able] = {}
+        self._judged: dict[str, tuple[object, ...]] = {}  # what `_judge` depends on besides the time, by node
         self._abilities: dict[str, tuple[object, ...]] = {}  # what `able` depends on, by node
         self._seen: dict[str, int] = {}  # stamps, by node
         self._newest = 0  # stamp that the last `refresh` saw: whoever has changed since has a greater one
@@ -52,6 +53,7 @@ class Roster:
                 self._newest = max(self._newest, node.stamp)
             return
         self._until = math.inf
+        self._judged.clear()
         for node in self._nodes.values():
             self._see(node, now, connected_at)
             self._newest = max(self._newest, node.stamp)
@@ -128,6 +130,22 @@ class Roster:
     def _see(self, node: NodeView, now: float, connected_at: float) -> None:
         name = node.name
         self._seen[name] = node.stamp
+        health = (id(node), node.heard_at, node.set_aside_until, node.gone, node.beat)
+        if health != self._judged.get(name):  # else only what runs there or is loaded has changed
+            self._judged[name] = health
+            self._judge(node, now, connected_at)
+        is_fit = name in self.fit
+        is_free = is_fit and node.free_slots > 0
+        if is_free:
+            self.free[name] = node
+        else:
+            self.free.pop(name, None)
+        held = node.resident | node.loading if node.loading else node.resident
+        self._hold(node, held if is_fit else _NOTHING, is_free=is_free)
+
+    def _judge(self, node: NodeView, now: float, connected_at: float) -> None:
+        """Does it take work, and which?"""
+        name = node.name
         why = objections.unfit(node, self._catalog, now=now, connected_at=connected_at)
         self._until = min(self._until, _changes_at(node, now, connected_at))
         beat = node.beat
@@ -151,13 +169,6 @@ class Roster:
         else:
             self.unfit[name] = why
             _sort(self.unfit)
-        is_free = why is None and node.free_slots > 0
-        if is_free:
-            self.free[name] = node
-        else:
-            self.free.pop(name, None)
-        held = node.resident | node.loading if node.loading else node.resident
-        self._hold(node, held if why is None else _NOTHING, is_free=is_free)
 
     def _hold(self, node: NodeView, models: frozenset[str], *, is_free: bool) -> None:
         if (more := _enter(node, models, self._held, self._held_by)) is not None:
