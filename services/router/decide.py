@@ -5,7 +5,7 @@ node loads a model for a job only while no node holds it.
 """
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from libs.common.contracts.jobs import Candidate, Decision
@@ -14,6 +14,7 @@ from services.router.pricing import DECODE_COUNTS, Ask, Terms
 
 MAX_CANDIDATES_KEPT = 16  # in the record of a job; a fleet has up to fifty nodes
 BUSY_WINS = 0.9  # a busy node is waited for if it is quicker by so much, because it holds the prompt, or decodes faster
+NOTHING_CACHED: Mapping[str, int] = {}
 
 
 class Priced(NamedTuple):
@@ -41,20 +42,25 @@ def rank(ask: Ask, priced: Iterable[tuple[NodeView, Terms]]) -> list[Priced]:
     return found
 
 
-def rank_warm(ask: Ask, speeds: Iterable[tuple[NodeView, float, float]]) -> list[Priced]:
-    """The first of `rank` for nodes with a free slot and the model in memory, by seconds per prompt token and per output token,
-    of a job that no prompt cache helps: only prefill and decode differ. In a large fleet they are many, and few are kept."""
+def rank_warm(
+    ask: Ask, speeds: Iterable[tuple[NodeView, float, float]], cached: Mapping[str, int] = NOTHING_CACHED
+) -> list[Priced]:
+    """The first of `rank` for nodes with a free slot and the model in memory, by seconds per prompt token and per output token:
+    only prefill and decode differ. In a large fleet they are many, and few are kept.
+
+    `cached`: tokens of the prompt that nodes hold, by name, and always fewer than the prompt has."""
     prompt, output, counts = max(0, ask.prompt_tokens), ask.output_tokens, DECODE_COUNTS[ask.priority]
     avoid = ask.avoid
     found = []
     for node, prefill_s, decode_s in speeds:
-        prefill, decode, name = prompt * prefill_s, output * decode_s, node.name
+        name = node.name
+        prefill, decode = (prompt - cached.get(name, 0)) * prefill_s, output * decode_s
         score = prefill + counts * decode
         busy = len(node.runs) / max(1, node.beat.slots)
         found.append((name in avoid, round(score, 3), busy, node.last_bound_at, name, node, prefill, decode, score))
     found.sort()  # names differ
     return [
-        Priced(node, Terms(0.0, 0.0, prefill, decode, 0.0, 0.0, 0, ()), score)
+        Priced(node, Terms(0.0, 0.0, prefill, decode, 0.0, 0.0, cached.get(node.name, 0), ()), score)
         for *_, node, prefill, decode, score in found[:MAX_CANDIDATES_KEPT]
     ]
 
@@ -76,9 +82,7 @@ def worth_waiting(ask: Ask, best: Priced, busy: Iterable[tuple[NodeView, Terms]]
     return bool(waits) and waits[0].node.name not in ask.avoid and waits[0].score < BUSY_WINS * best.score
 
 
-def explain(
-    chosen: Priced, others: Sequence[Priced], refused: Iterable[Candidate], *, waited_ms: int
-) -> Decision:
+def explain(chosen: Priced, others: Sequence[Priced], refused: Iterable[Candidate], *, waited_ms: int) -> Decision:
     candidates = [_candidate(priced) for priced in (chosen, *others)]
     candidates += refused
     terms = chosen.terms

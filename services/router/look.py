@@ -148,9 +148,13 @@ class Look:
 
     def _rank_free(self, ask: Ask, free: list[NodeView]) -> list[Priced]:
         """Nodes with a slot that hold the model or load it; as many as are kept."""
-        if not ask.affinity and all(ask.model in node.resident for node in free):
-            warm, model = self._pricing.warm, ask.model
-            return decide.rank_warm(ask, [(node, *warm(node, model)) for node in free])
+        model, pricing = ask.model, self._pricing
+        if all(model in node.resident for node in free):
+            cached = decide.NOTHING_CACHED
+            if ask.affinity:
+                names = pricing.prefixes.holding_more([node.name for node in free], model, ask.affinity, 0)
+                cached = {name: pricing.cached(ask, name) for name in names}
+            return decide.rank_warm(ask, [(node, *pricing.warm(node, model)) for node in free], cached)
         return decide.rank(ask, self._price(ask, free))
 
     def _place_another(self, head: Waiting) -> Placement | None:

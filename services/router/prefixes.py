@@ -14,12 +14,12 @@ MAX_ENTRIES = 2048  # per node and model
 
 class Prefixes:
     def __init__(self) -> None:
-        self._held: dict[tuple[str, str], OrderedDict[str, None]] = {}
+        self._held: dict[str, dict[str, OrderedDict[str, None]]] = {}  # digests by model and node
 
     def remember(self, node: str, model: str, chain: tuple[str, ...]) -> None:
         if not chain:
             return
-        held = self._held.setdefault((node, model), OrderedDict())
+        held = self._held.setdefault(model, {}).setdefault(node, OrderedDict())
         for entry in chain:
             digest, _ = read_entry(entry)
             held[digest] = None
@@ -29,7 +29,7 @@ class Prefixes:
 
     def tokens(self, node: str, model: str, chain: tuple[str, ...]) -> int:
         """How many of the prompt's first tokens that node holds for that model."""
-        held = self._held.get((node, model))
+        held = self._held.get(model, {}).get(node)
         if not held or not chain:
             return 0
         for entry in reversed(chain):
@@ -41,18 +41,15 @@ class Prefixes:
     def holding_more(self, nodes: Iterable[str], model: str, chain: tuple[str, ...], than: int) -> list[str]:
         """Those of these nodes that hold more than so many of the prompt's first tokens."""
         wanted = {digest for digest, tokens in map(read_entry, chain) if tokens > than}
-        known = self._held.get
-        return [
-            node
-            for node in nodes
-            if (held := known((node, model))) is not None and not held.keys().isdisjoint(wanted)  # as many steps as `wanted`
-        ]
+        known = self._held.get(model, {})
+        return [node for node in nodes if node in known and not known[node].keys().isdisjoint(wanted)]
 
     def keep_only(self, node: str, models: Iterable[str]) -> None:
         """What left memory took its cache along."""
         kept = set(models)
-        for gone in [pair for pair in self._held if pair[0] == node and pair[1] not in kept]:
-            del self._held[gone]
+        for model, nodes in self._held.items():
+            if model not in kept:
+                nodes.pop(node, None)
 
 
 def read_entry(entry: str) -> tuple[str, int]:

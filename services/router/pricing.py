@@ -77,7 +77,7 @@ class Pricing:
         evict: tuple[str, ...] = ()
         if ask.model in node.resident:
             if ask.affinity:
-                cached = min(self.prefixes.tokens(node.name, ask.model, ask.affinity), max(0, ask.prompt_tokens - 1))
+                cached = self.cached(ask, node.name)
         elif ask.model in node.loading:
             load = max(0.0, node.ready_at(ask.model, now) - now)
         else:
@@ -99,6 +99,10 @@ class Pricing:
             cached_tokens=cached,
             evict=evict,
         )
+
+    def cached(self, ask: Ask, node: str) -> int:
+        """Tokens of its prompt that a node holds for its model; the last one is always reckoned anew."""
+        return min(self.prefixes.tokens(node, ask.model, ask.affinity), max(0, ask.prompt_tokens - 1))
 
     def warm(self, node: NodeView, model: str) -> tuple[float, float]:
         """Of `speed`, what counts where the model is in memory: seconds per prompt token and per output token."""

@@ -136,7 +136,15 @@ class PendingQueue:
             if key.client not in self._runs:
                 del self._active[key.client]
         if not self._of_model[job.model]:
-            for table in (self._of_model, self._created, self._lanes, self._heads, self._standing, self._stale, self._first):
+            for table in (
+                self._of_model,
+                self._created,
+                self._lanes,
+                self._heads,
+                self._standing,
+                self._stale,
+                self._first,
+            ):
                 table.pop(job.model, None)
 
     def waiting(self, model: str) -> dict[str, int]:
