@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from libs.common.contracts.requests import Priority
 from libs.common.contracts.subjects import JobKey
 from services.router.catalog import Catalog
-from services.router.fleet import Hold, NodeView
+from services.router.fleet import FAILED_JOBS, Hold, NodeView
 from services.router.roster import Roster
 from tests.router.building import a_beat
 
@@ -23,7 +23,6 @@ def said(roster: Roster) -> dict[str, Any]:
         "unfit": list(roster.unfit.items()),
         "free": set(roster.free),
         "slots": roster.slots,
-        "placeable": roster.placeable(KNOWN_MODELS),
     }
     for model in MODELS:
         found[f"free holders of {model}"] = set(roster.free_holders(model))
@@ -41,7 +40,7 @@ deeds = st.lists(
         st.tuples(st.just("reserve"), node, model),
         st.tuples(st.just("reserve"), node, model),
         st.tuples(st.just("release"), node),
-        st.tuples(st.just("fail"), node, st.integers(0, 9)),
+        st.tuples(st.just("fail"), node),
         st.tuples(st.just("succeed"), node),
         st.tuples(st.just("bury"), node),
         st.tuples(st.just("later"), st.sampled_from([0.5, 3.0, 4.0, 20.0])),
@@ -81,8 +80,9 @@ def test_a_roster_says_what_one_made_anew_says(done, one_by_one) -> None:  # typ
             case ("release", _):
                 for run in list(view.holds)[:1]:
                     view.release(run, 0)
-            case ("fail", _, job):
-                view.failed(JobKey("ann", f"f{job}"), now)
+            case ("fail", _):
+                for job in range(FAILED_JOBS):  # then it is set aside
+                    view.failed(JobKey("ann", f"f{job}"), now)
             case ("succeed", _):
                 view.succeeded()
             case ("bury", _):
@@ -94,3 +94,9 @@ def test_a_roster_says_what_one_made_anew_says(done, one_by_one) -> None:  # typ
         anew = Roster(nodes, catalog)
         anew.refresh(now, 900.0)
         assert said(kept) == said(anew)
+        assert kept.placeable(KNOWN_MODELS) == [
+            model
+            for model in KNOWN_MODELS
+            if any(name in kept.free for name in kept.holding(model))
+            or not all(kept.holders(model, priority) for priority in Priority)
+        ]
