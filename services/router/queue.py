@@ -15,7 +15,7 @@ import heapq
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from libs.common.contracts.requests import Priority
 from libs.common.contracts.subjects import JobKey

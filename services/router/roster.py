@@ -207,7 +207,8 @@ def _sort(table: dict[str, Any]) -> None:
 def _changes_at(node: NodeView, now: float, connected_at: float) -> float:
     """When time alone makes it fit or unfit, or changes why."""
     heard = max(node.heard_at, connected_at)
-    if node.set_aside_until <= now < heard + SUSPECT_S:
-        return heard + SUSPECT_S
-    moments = (heard + SUSPECT_S, heard + DEAD_S, node.set_aside_until)
-    return min((moment for moment in moments if moment > now), default=math.inf)
+    # Asked as `liveness` asks: where rounding differs the moment has passed already, and the next look is a full one.
+    moments = [heard + limit for limit in (SUSPECT_S, DEAD_S) if now - heard < limit]
+    if node.set_aside_until > now:
+        moments.append(node.set_aside_until)
+    return min(moments, default=math.inf)
