@@ -92,7 +92,7 @@ class World:
     def wanted(self, hold_s: float = math.inf) -> bool:
         """One look, and what it wants is done, as the shell does it; False: it was put down after so many seconds of CPU."""
         began = time.process_time()
-        for wish in self.scheduler.steps(self.now, self.now * 1000, BEGIN_S):
+        for wish in iter(Look(self.scheduler, self.now, self.now * 1000, BEGIN_S).step, None):
             if isinstance(wish, Loading):
                 wish.node.preload(wish.model, wish.order)
             elif isinstance(wish, Placement):

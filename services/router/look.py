@@ -3,7 +3,7 @@
 import itertools
 import operator
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from libs.common.contracts.jobs import Candidate
 from libs.common.contracts.requests import Priority
@@ -17,10 +17,8 @@ from services.router.objections import ALL_TAKEN
 from services.router.pricing import Ask, Terms
 from services.router.queue import Waiting
 from services.router.roster import Able
+from services.router.scheduler import Scheduler
 from services.router.wishes import PAUSE, Loading, Pause, Placement
-
-if TYPE_CHECKING:
-    from services.router.scheduler import Scheduler
 
 LOOKS_AT = 8  # jobs of one model, for one that does not prefer to wait for the node that has its prompt
 COPIES_EVERY_S = 1.0
@@ -35,7 +33,7 @@ WAITS = Waits()
 
 
 class Look:
-    def __init__(self, scheduler: "Scheduler", now: float, now_ms: float, connected_at: float) -> None:
+    def __init__(self, scheduler: Scheduler, now: float, now_ms: float, connected_at: float) -> None:
         self._scheduler, self._queue, self._pricing = scheduler, scheduler.queue, scheduler.pricing
         self.now, self._now_ms, self._connected_at = now, now_ms, connected_at
         self.roster = scheduler.roster
@@ -53,13 +51,15 @@ class Look:
         self._drains: dict[str, float] = {}
 
     def next(self) -> Placement | Loading | None:
-        """What is to be done now, however long it takes to find."""
+        """What is to be done now, however long it takes to find. A placement must be committed, or its job discarded, and a load
+        noted with its node (`NodeView.preload`), before the next is asked for."""
         while isinstance(wish := self.step(), Pause):
             pass
         return wish
 
     def step(self) -> Placement | Loading | Pause | None:
-        """The same, but a search for copies goes on with the next step, of this look or another; there jobs come first."""
+        """The same, but whoever has others to serve may stop after any step: a search for copies goes on with the next, of this
+        look or another; there jobs come first."""
         if self._wished is not None:
             self.roster.see(self._wished, self.now, self._connected_at)
             self._harm.forget()

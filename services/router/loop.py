@@ -130,10 +130,10 @@ class Router:
 
     def _schedule(self, now: float) -> bool:
         """Give slots to those who wait, and load what they will ask for. False: not done, but others wait for the loop."""
-        steps = self.scheduler.steps(now, self._clock.now_ms(), self._hearing_since())
+        look = Look(self.scheduler, now, self._clock.now_ms(), self._hearing_since())
         while True:
             with metrics.decide_seconds.time():
-                wish = next(steps, None)
+                wish = look.step()
             if wish is None:
                 return True
             if not isinstance(wish, Pause):

@@ -1,20 +1,17 @@
 """Which job next, and on which node: the queue, the fleet and what was learned, put together. Pure: the shell tells it what
 happened and when, and carries out what it wants; the simulator does the same in virtual time."""
 
-from collections.abc import Iterator
-
 from libs.common.contracts.jobs import Completion
 from libs.common.contracts.nodes import canonical_model
 from libs.common.contracts.subjects import JobKey
 from services.router.backlog import worked_off
 from services.router.copies import CopySearch
 from services.router.fleet import Fleet
-from services.router.look import Look
 from services.router.pricing import Ask, Pricing
 from services.router.queue import PendingQueue, Waiting
 from services.router.replicas import Survey, survey
 from services.router.roster import Roster
-from services.router.wishes import Loading, Pause, Placement
+from services.router.wishes import Placement
 
 SURVEY_EVERY_S = 1.0
 BACKLOG_DOUBT = 2.0  # standard deviations of a queue that chance alone explains
@@ -54,19 +51,6 @@ class Scheduler:
         self.queue.discard(key)
         self.asks.pop(key, None)
         self.avoiding.discard(key)
-
-    def wanted(self, now: float, now_ms: float, connected_at: float) -> Iterator[Placement | Loading]:
-        """What is to be done now, one after the other. A placement must be committed, or its job discarded, and a load noted with
-        its node (`NodeView.preload`), before the next is asked for."""
-        for wish in self.steps(now, now_ms, connected_at):
-            if not isinstance(wish, Pause):
-                yield wish
-
-    def steps(self, now: float, now_ms: float, connected_at: float) -> Iterator[Placement | Loading | Pause]:
-        """The same; whoever has others to serve may stop after any of them, and ask anew later."""
-        look = Look(self, now, now_ms, connected_at)
-        while (wish := look.step()) is not None:
-            yield wish
 
     def commit(self, placement: Placement, now: float) -> None:
         """The placement is being carried out: its node has reserved the slot, the job leaves the queue."""

@@ -29,12 +29,12 @@ def in_demand(*nodes: NodeView, models: Iterable[str] = ("m:1",), times: int = 2
 
 def put_down(scheduler: Scheduler, now: float = NOW) -> Pause | Placement | Loading | None:
     """A look that is put down after its first step."""
-    return next(scheduler.steps(now, now * 1000, 0.0), None)
+    return Look(scheduler, now, now * 1000, 0.0).step()
 
 
 def the_rest(scheduler: Scheduler, now: float = NOW) -> list[Placement | Loading]:
     found = []
-    for wish in scheduler.wanted(now, now * 1000, 0.0):
+    for wish in iter(Look(scheduler, now, now * 1000, 0.0).next, None):
         found.append(wish)
         if isinstance(wish, Loading):
             wish.node.preload(wish.model, wish.order)

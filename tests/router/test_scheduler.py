@@ -13,6 +13,7 @@ from libs.common.contracts.subjects import JobKey
 from services.router.catalog import Catalog
 from services.router.decide import MAX_CANDIDATES_KEPT
 from services.router.fleet import PRELOAD_RETRY_S, Fleet, Hold, NodeView
+from services.router.look import Look
 from services.router.pricing import Ask
 from services.router.queue import Waiting
 from services.router.scheduler import Scheduler
@@ -48,7 +49,7 @@ def submit(scheduler: Scheduler, n: int = 1, model: str = "m:1", **more: Any) ->
 def wishes(scheduler: Scheduler, now: float = NOW) -> list[Placement | Loading]:
     """All of them, carried out as the shell does."""
     found = []
-    for wish in scheduler.wanted(now, now * 1000, 0.0):
+    for wish in iter(Look(scheduler, now, now * 1000, 0.0).next, None):
         found.append(wish)
         if isinstance(wish, Loading):
             wish.node.preload(wish.model, wish.order)

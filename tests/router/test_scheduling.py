@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 import msgspec
@@ -33,6 +33,7 @@ from libs.common.contracts.subjects import JobKey
 from libs.common.states import JobState
 from services.router import loop
 from services.router.fleet import Hold
+from services.router.look import Look
 from services.router.wishes import Loading, Pause, Placement
 from tests.router.building import Routers, a_completion, a_submission, ended, heard, submit
 from tests.support.fake_worker import FakeWorker, fake_worker
@@ -201,15 +202,18 @@ async def test_a_long_look_is_put_down_so_that_others_get_the_loop(
         for _ in range(12):
             await submit(bus, model="not:yet")
         await eventually(lambda: len(router.queue) == 12)
-        decide = router.scheduler.steps
 
-        def steps(*args: Any) -> Iterator[Placement | Loading | Pause]:
-            looks.append([turns, 0])
-            for wish in decide(*args):
-                looks[-1][1] += not isinstance(wish, Pause)
-                yield wish
+        class Counted(Look):
+            def __init__(self, *args: Any) -> None:
+                super().__init__(*args)
+                looks.append([turns, 0])
 
-        monkeypatch.setattr(router.scheduler, "steps", steps)
+            def step(self) -> Placement | Loading | Pause | None:
+                wish = super().step()
+                looks[-1][1] += not (wish is None or isinstance(wish, Pause))
+                return wish
+
+        monkeypatch.setattr(loop, "Look", Counted)
         task = asyncio.create_task(others())
         worker.models = worker.loaded = ("not:yet",)
         await worker.beat()

@@ -10,6 +10,7 @@ from random import Random
 from libs.common.contracts.nodes import DiskModel, Heartbeat, LoadedModel, canonical_model
 from libs.common.contracts.subjects import JobKey
 from services.router.fleet import Fleet, NodeView
+from services.router.look import Look
 from services.router.pricing import Ask, Pricing
 from services.router.queue import Waiting, cost
 from services.router.scheduler import Scheduler
@@ -56,7 +57,8 @@ class Arriero(Policy):
 
     def changed(self, now: float) -> Iterable[Binding | Preload]:
         at = BEGIN_S + now
-        for placement in self._scheduler.wanted(at, at * 1000, at):
+        look = Look(self._scheduler, at, at * 1000, at)
+        while (placement := look.next()) is not None:
             if isinstance(placement, Loading):
                 placement.node.preload(placement.model, placement.order)
                 evict = tuple(self._spelled[m] for m in placement.order.evict)
