@@ -31,9 +31,28 @@ class Class(NamedTuple):
     doubt: float = 0.0  # variance of what is known of `load`
 
 
-def waiting(classes: Sequence[Class], slots: Sequence[float], used: Sequence[float]) -> float:
-    """Jobs that wait, on average; `slots` of each node, and how many of them are `used`."""
-    classes = _fewer(classes, slots)
+class Nodes:
+    """`slots` of each node, and what sets of nodes (bits) have together: the same few sets are asked for again and again."""
+
+    def __init__(self, slots: Sequence[float]) -> None:
+        self.slots = slots
+        self._of: dict[int, float] = {}
+
+    def of(self, nodes: int) -> float:
+        known = self._of.get(nodes)
+        if known is None:
+            known, left = 0.0, nodes
+            while left:
+                bit = left & -left
+                known += self.slots[bit.bit_length() - 1]
+                left ^= bit
+            self._of[nodes] = known
+        return known
+
+
+def waiting(classes: Sequence[Class], nodes: Nodes, used: Sequence[float]) -> float:
+    """Jobs that wait, on average, when so many slots of each node are `used`."""
+    classes = _fewer(classes, nodes)
     total_jobs = sum(each.jobs for each in classes)
     if not total_jobs:
         return 0.0
@@ -42,7 +61,8 @@ def waiting(classes: Sequence[Class], slots: Sequence[float], used: Sequence[flo
     sets = 1 << len(classes)
     load, job, doubt = [0.0] * sets, [0.0] * sets, [0.0] * sets
     weight, queued = [1.0] * sets, [0.0] * sets
-    room, busy = _of_any(classes, slots), _of_any(classes, used)
+    held = [sum(1 << c for c, one in enumerate(classes) if one.nodes >> n & 1) for n in range(len(used))]
+    room, busy = _of_any(held, nodes.slots, sets), _of_any(held, used, sets)
     total, expected, grows = 1.0, 0.0, 0.0
     for these, parts in enumerate(_parts(len(classes))):
         if not parts:
@@ -67,13 +87,12 @@ def waiting(classes: Sequence[Class], slots: Sequence[float], used: Sequence[flo
     return expected / total + grows * GROWS_FOR_S / work
 
 
-def _of_any(classes: Sequence[Class], each_node: Sequence[float]) -> list[float]:
+def _of_any(held: Sequence[int], each_node: Sequence[float], sets: int) -> list[float]:
     """For each set of classes: the sum over the nodes that hold any of it."""
-    sets = 1 << len(classes)
     within = [0.0] * sets  # of nodes that hold none but these
-    for n, value in enumerate(each_node):
-        within[sum(1 << c for c, one in enumerate(classes) if one.nodes >> n & 1)] += value
-    for c in range(len(classes)):
+    for these, value in zip(held, each_node, strict=True):
+        within[these] += value
+    for c in range(sets.bit_length() - 1):
         bit = 1 << c
         for these in range(sets):
             if these & bit:
@@ -81,17 +100,7 @@ def _of_any(classes: Sequence[Class], each_node: Sequence[float]) -> list[float]
     return [within[-1] - within[sets - 1 - these] for these in range(sets)]
 
 
-def _apart(one: Class, other: Class, slots: Sequence[float]) -> float:
-    """Slots of nodes that are in one and not in the other."""
-    found, left = 0.0, one.nodes ^ other.nodes
-    while left:
-        bit = left & -left
-        found += slots[bit.bit_length() - 1]
-        left ^= bit
-    return found
-
-
-def _fewer(classes: Sequence[Class], slots: Sequence[float]) -> list[Class]:
+def _fewer(classes: Sequence[Class], nodes: Nodes) -> list[Class]:
     """Those with the same nodes as one, then those that matter least as if they were held as another one is."""
     alike: dict[int, Class] = {}
     for each in classes:
@@ -101,7 +110,7 @@ def _fewer(classes: Sequence[Class], slots: Sequence[float]) -> list[Class]:
     while len(found) > MOST:
         # Nothing is lost where a class has little load, and few slots are in one set of nodes and not in the other.
         _, n, m = min(
-            (less.load * _apart(less, more, slots), n, m)
+            (less.load * nodes.of(less.nodes ^ more.nodes), n, m)
             for n, less in enumerate(found[:LEAST])
             for m, more in enumerate(found)
             if m > n

@@ -50,19 +50,18 @@ class Survey:
 
     def waiting(self) -> float:
         """Seconds that are waited per second for all of them; all holders seen together, so far nearer than `waits`."""
-        numbers, load, work = self.ground.numbers, self.load, self.work
+        ground, load, work = self.ground, self.load, self.work
         classes = [
             congestion.Class(
-                nodes=sum(1 << n for n in numbers(self.holders[model])),
+                nodes=ground.bits(self.holders[model]),
                 load=load[model],
                 jobs=load[model] / work[model],
                 doubt=VARIES * load[model] * work[model] / COUNTED_S,
             )
             for model in self.waits
         ]
-        slots = self.ground.slots
-        used = [self.busy[name] * has for name, has in zip(self.ground.names, slots, strict=True)]
-        return congestion.waiting(classes, slots, used)
+        used = [self.busy[name] * has for name, has in zip(ground.names, ground.slots, strict=True)]
+        return congestion.waiting(classes, ground.nodes, used)
 
     def gain(self, model: str, node: str) -> float:
         """Of one more copy there, for those who wait for it: seconds per second. A guess, `with_holders` knows better."""
@@ -110,12 +109,20 @@ class Ground:
         self.names = sorted(slots)
         self.slots = [slots[name] for name in self.names]
         self._number = {name: n for n, name in enumerate(self.names)}
+        self.nodes = congestion.Nodes(self.slots)
         self._numbers: dict[frozenset[str], list[int]] = {}
+        self._bits: dict[frozenset[str], int] = {}
 
     def numbers(self, names: frozenset[str]) -> list[int]:
         known = self._numbers.get(names)
         if known is None:
             known = self._numbers[names] = sorted(map(self._number.__getitem__, names))
+        return known
+
+    def bits(self, names: frozenset[str]) -> int:
+        known = self._bits.get(names)
+        if known is None:
+            known = self._bits[names] = sum(1 << n for n in self.numbers(names))
         return known
 
 

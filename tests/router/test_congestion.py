@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.router.congestion import MOST, Class, waiting
+from services.router.congestion import MOST, Class, Nodes, waiting
 from services.router.replicas import survey
 
 FOUR = [2.0] * 4
@@ -14,7 +14,7 @@ def held(loads: list[float], nodes: list[int], slots: list[float] = FOUR) -> flo
     """Jobs of 5 s; all nodes equally busy."""
     busy = min(1.0, sum(loads) / sum(slots))
     classes = [Class(each, load, load / 5.0) for each, load in zip(nodes, loads, strict=True)]
-    return waiting(classes, slots, [busy * each for each in slots])
+    return waiting(classes, Nodes(slots), [busy * each for each in slots])
 
 
 def test_one_model_everywhere_is_one_queue_before_all_slots() -> None:
@@ -46,9 +46,9 @@ def test_two_models_that_together_have_too_few_nodes_are_seen_although_each_alon
 
 
 def test_what_is_only_guessed_takes_the_edge_off() -> None:
-    sure, guessed = (waiting([Class(1, 1.9, 0.4, doubt)], [2.0], [1.9]) for doubt in (0.0, 0.04))
+    sure, guessed = (waiting([Class(1, 1.9, 0.4, doubt)], Nodes([2.0]), [1.9]) for doubt in (0.0, 0.04))
     assert guessed < 0.7 * sure
-    sure, guessed = (waiting([Class(1, 1.0, 0.2, doubt)], [2.0], [1.0]) for doubt in (0.0, 0.01))
+    sure, guessed = (waiting([Class(1, 1.0, 0.2, doubt)], Nodes([2.0]), [1.0]) for doubt in (0.0, 0.01))
     assert guessed == pytest.approx(sure, rel=0.05)
 
 
