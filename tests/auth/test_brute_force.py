@@ -15,7 +15,15 @@ from libs.common.bus.connection import Bus
 from libs.common.bus.failures import Conflict, Unconfirmed
 from libs.common.credentials import failure_log
 from libs.common.credentials.failure_log import FailureLog
-from libs.common.credentials.failures import NAME_RATE, Rate, address_group, after_failures, decode_arrival, wait_s
+from libs.common.credentials.failures import (
+    NAME_RATE,
+    Failures,
+    Rate,
+    address_group,
+    after_failures,
+    decode_arrival,
+    wait_s,
+)
 from services.auth import main
 from tests.auth.running import OPERATOR, OPERATOR_SECRET, Auth, running_auth
 from tests.support.nats_server import NatsServer
@@ -41,8 +49,20 @@ def test_the_rate_is_that_of_a_bucket_of_tokens(per_minute: int, tenths: list[in
 @given(st.floats(0, 2 * START), st.integers(1, 30), st.integers(1, 100))
 def test_nobody_waits_longer_than_one_interval_for_what_he_did(tat: float, per_minute: int, count: int) -> None:
     rate = Rate(per_minute)
-    assert wait_s(after_failures(tat, rate, START, count), rate, START) <= rate.interval_s + 1e-3
-    assert wait_s(after_failures(tat, Rate(0), START, count), Rate(0), START) == 0
+    for _ in range(count):
+        tat = after_failures(tat, rate, START)
+    assert wait_s(tat, rate, START) <= rate.interval_s + 1e-3
+    assert wait_s(after_failures(tat, Rate(0), START), Rate(0), START) == 0
+
+
+@given(st.integers(1, 30), st.floats(-100, 200), st.lists(st.floats(0, 40), min_size=1, max_size=40))
+def test_what_is_written_late_weighs_as_in_time(per_minute: int, known: float, pauses: list[float]) -> None:
+    """Whatever the record says when its turn comes."""
+    rate, now, late, in_time = Rate(per_minute), START, Failures(), START + known
+    for pause in pauses:
+        now += pause
+        late, in_time = late.and_one(rate, now), after_failures(in_time, rate, now)
+    assert late.moved(START + known) == pytest.approx(in_time, abs=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -113,7 +133,7 @@ async def test_an_address_that_fails_too_often_is_told_to_wait(auth: Auth, clock
             path, data={"token": "x"}, auth=("a", "b"), headers={"X-Forwarded-For": "203.0.113.1"}
         )
         assert answer.status_code == 429
-    clock.now += 6
+    clock.now += 6  # whether what failed before is written by now or not
     assert await statuses(auth, 2) == [401, 429]
     clock.now += 60
     assert await statuses(auth, 11) == [401] * 10 + [429]

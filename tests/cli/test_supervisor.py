@@ -1,7 +1,6 @@
 """Keeping processes alive: tiny children, and a readiness that the test itself decides."""
 
 import asyncio
-import contextlib
 import os
 import signal
 import subprocess
@@ -57,11 +56,16 @@ class Scene:
 @pytest.fixture
 async def scene(tmp_path: Path) -> AsyncIterator[Scene]:
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"HTTP/1.0 200 x\r\n\r\n" if made.is_ready else b'HTTP/1.0 503 x\r\n\r\n{"problems":{"a":"b"}}')
-        with contextlib.suppress(ConnectionError):
+        try:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(
+                b"HTTP/1.0 200 x\r\n\r\n" if made.is_ready else b'HTTP/1.0 503 x\r\n\r\n{"problems":{"a":"b"}}'
+            )
             await writer.drain()
-        writer.close()
+        except (ConnectionError, asyncio.IncompleteReadError):  # who asked has ended, perhaps before it had asked
+            pass
+        finally:
+            writer.close()
 
     server = await asyncio.start_server(answer, "127.0.0.1", 0)
     async with server:

@@ -12,7 +12,7 @@ import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import NamedTuple, NoReturn
+from typing import NoReturn
 
 import structlog
 
@@ -27,6 +27,7 @@ from libs.common.credentials.failures import (
     ADDRESS_RATE,
     NAME_RATE,
     Arrival,
+    Failures,
     Rate,
     address_group,
     after_failures,
@@ -42,14 +43,6 @@ MAX_PROVEN = 10_000
 MAX_PENDING = 10_000  # while NATS is away
 PROVEN_S = 24 * 3600.0
 RETRY_S = 1.0
-
-
-class Pending(NamedTuple):
-    """Failures that are not written yet."""
-
-    failures: int
-    rate: Rate
-    at: float  # of the last; written later, they weigh no more than in time
 
 
 class Names:
@@ -108,7 +101,7 @@ class FailureLog:
         self._name_rate = name_rate
         self._clock = clock
         self._tats: OrderedDict[str, float] = OrderedDict()
-        self._pending: dict[str, Pending] = {}
+        self._pending: dict[str, Failures] = {}  # not written yet; late, they weigh as in time
         self._proven: OrderedDict[tuple[str, str], float] = OrderedDict()
         self._wake = asyncio.Event()
         # No `on_reset`: what is known here ends by itself, and a bucket made anew takes nothing of it back.
@@ -150,9 +143,8 @@ class FailureLog:
             if waits > 0:  # nothing changes, and nothing is written: a flood costs one write for each interval
                 continue
             self._keep(key, after_failures(tat, rate, now))
-            before = self._pending.get(key)
-            if before or len(self._pending) < MAX_PENDING:
-                self._pending[key] = Pending(before.failures + 1 if before else 1, rate, now)
+            if key in self._pending or len(self._pending) < MAX_PENDING:
+                self._pending[key] = self._pending.get(key, Failures()).and_one(rate, now)
         self._wake.set()
         return longest
 
@@ -168,10 +160,10 @@ class FailureLog:
                     log.warning("failures.not_written", error=str(error))
                     await asyncio.sleep(RETRY_S)
 
-    async def _write(self, key: str, pending: Pending) -> None:
+    async def _write(self, key: str, failures: Failures) -> None:
         while True:
             value, revision = await self._bucket.get(f"failed.{key}")
-            tat = after_failures(_tat(value), pending.rate, pending.at, pending.failures)
+            tat = failures.moved(_tat(value))
             ttl_s = math.ceil(tat - self._clock()) + 1
             if ttl_s <= 1:
                 return

@@ -9,6 +9,7 @@ names that do not, so names that do not are counted, too, under a keyed hash: th
 """
 
 import ipaddress
+import math
 from typing import NamedTuple
 
 from libs.common.contracts.codec import Contract, Decoder
@@ -43,9 +44,25 @@ def wait_s(tat: float, rate: Rate, now: float) -> float:
     return max(0.0, tat - now - (rate.per_minute - 1) * rate.interval_s)
 
 
-def after_failures(tat: float, rate: Rate, now: float, count: int = 1) -> float:
-    """Never further ahead than one interval beyond a burst: who keeps failing waits no longer for that."""
-    return min(max(tat, now) + count * rate.interval_s, now + rate.per_minute * rate.interval_s)
+def after_failures(tat: float, rate: Rate, now: float) -> float:
+    """After one more. Never further ahead than one interval beyond a burst: who keeps failing waits no longer for that."""
+    return min(max(tat, now) + rate.interval_s, now + rate.per_minute * rate.interval_s)
+
+
+class Failures(NamedTuple):
+    """What failures do to a `tat` that is learned of later, when others have moved it, too: it moves by `added_s`, but to no
+    less than `least` and no more than `most`. One does that, and so do several in a row: their times need not be kept."""
+
+    added_s: float = 0.0
+    least: float = 0.0
+    most: float = math.inf
+
+    def and_one(self, rate: Rate, now: float) -> "Failures":
+        least, most = (after_failures(bound, rate, now) for bound in (self.least, self.most))
+        return Failures(self.added_s + rate.interval_s, least, most)
+
+    def moved(self, tat: float) -> float:
+        return min(max(tat + self.added_s, self.least), self.most)
 
 
 def address_group(address: str) -> str:
