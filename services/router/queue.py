@@ -1,11 +1,7 @@
 """Jobs that wait for a slot, and whose turn it is. Pure.
 
-Priority class first; inside a class the clients that lately had no more than their share; among them who came first; inside a
-client the earliest deadline, then the oldest. Who waits long rises a class, so that nothing starves.
-
-Shares are counted in tokens over the client's weight, as virtual token counters do (Sheng et al., OSDI 2024), but the past fades,
-and a client within `TOLERANCE` of its share counts as level: always serving the smallest counter is fair to the token, and makes
-everybody who asks at random wait far longer than first come, first served (ADR 8).
+Priority class first; inside a class the clients that lately had no more than their share (`Shares`); among them who came first;
+inside a client the earliest deadline, then the oldest. Who waits long rises a class, so that nothing starves.
 
 One lane per model, class and client, and for each model a heap of the heads of its lanes, so that a look for work costs as many
 steps as lanes have changed since, not jobs and not lanes. Entries that do not stand any more are dropped when they come up.
@@ -19,14 +15,12 @@ from typing import NamedTuple
 
 from libs.common.contracts.requests import Priority
 from libs.common.contracts.subjects import JobKey
+from services.router.shares import Clients, Shares
 
 RANK = {Priority.INTERACTIVE: 0, Priority.NORMAL: 1, Priority.BATCH: 2}
 RISES_AFTER_MS = 300_000  # waiting for a class of its own
-TOLERANCE = 0.5  # of a share: chance alone brings that much within the memory of `FADES_S`
-FADES_S = 120.0  # after so long what a client had counts a third
 OUTPUT_COSTS = 2.0  # of an input token (the same paper; a decoded token takes far longer than a prefilled one)
 MIN_WEIGHT = 1e-3
-LEAST = 1.0  # tokens: who has had next to nothing is no measure
 SLACK = 1000  # entries of those who left, in a lane whose head stays
 RISE_AT_ONCE = 1000  # jobs that rise a class in one go: a burst of long ago must not hold everything up
 SLACK_HEADS = 64  # the same among heads, besides four for each lane
@@ -67,10 +61,7 @@ class PendingQueue:
         self._stale: dict[str, set[Lane]] = {}  # by model: lanes that have changed since its heap was looked at
         self._rises: list[tuple[float, int, JobKey]] = []  # when jobs rise a class: a heap; not all of them still wait
         self._limited: set[str] = set()  # clients that wait, and may run only so many at once
-        self._had: dict[str, float] = {}  # tokens over weight, by client, in units that grow as the past fades
-        self._fades_from = 0.0  # seconds: when such a unit was one token
-        self._over: dict[str, int] = {}  # clients that had more than their share, by how many tolerances
-        self._active: dict[str, float] = {}  # `_had` of those who wait or run
+        self._shares = Shares()
         self._waits: defaultdict[str, int] = defaultdict(int)  # jobs, by client
         self._of_model: defaultdict[str, defaultdict[str, int]] = defaultdict(lambda: defaultdict(int))
         self._created: defaultdict[str, float] = defaultdict(float)  # sums of created_ms, by model
@@ -96,7 +87,7 @@ class PendingQueue:
         self._waits.clear()
         self._of_model.clear()
         self._created.clear()
-        self._active.clear()
+        self._shares.clear()
         self._running.clear()
         self._runs.clear()
 
@@ -112,8 +103,7 @@ class PendingQueue:
         client = job.key.client
         self._waits[client] += 1
         if self._waits[client] == 1:
-            self._active[client] = self._had.get(client, 0.0)
-            self._see_who_is_over()
+            self._move(self._shares.waits(client))
         self._of_model[job.model][client] += 1
         self._created[job.model] += job.created_ms
         if job.max_running:
@@ -134,7 +124,7 @@ class PendingQueue:
         if key.client not in self._waits:
             self._limited.discard(key.client)
             if key.client not in self._runs:
-                del self._active[key.client]
+                self._shares.leaves(key.client)
         if not self._of_model[job.model]:
             for table in (
                 self._of_model,
@@ -176,8 +166,8 @@ class PendingQueue:
         charged = job.tokens / max(job.weight, MIN_WEIGHT)
         self._running[key] = charged, now
         self._runs[key.client] += 1
-        self._active.setdefault(key.client, 0.0)  # the charge says how much
-        self._charge(key.client, charged * self._unit(now))
+        self._shares.runs(key.client)
+        self._charge(key.client, charged * self._shares.unit(now))
 
     def ended(self, key: JobKey, now: float, *, weight: float = 1.0, tokens: float | None = None) -> None:
         """It runs no more. `tokens`: what it really cost; 0: it did not end, and will be charged again; None: not known."""
@@ -187,12 +177,12 @@ class PendingQueue:
         charged, at = bill
         self._less(self._runs, key.client)
         if key.client not in self._runs and key.client not in self._waits:
-            del self._active[key.client]
+            self._shares.leaves(key.client)
         if tokens is None:
             self._charge(key.client, 0.0)
             return
         real = tokens / max(weight, MIN_WEIGHT)
-        self._charge(key.client, real * self._unit(now) - charged * self._unit(at))
+        self._charge(key.client, real * self._shares.unit(now) - charged * self._shares.unit(at))
 
     def rise(self, now_ms: float) -> None:
         """Those who have waited long rise a class, wherever in their lane they are: who comes before them by an earlier deadline
@@ -254,7 +244,7 @@ class PendingQueue:
         found: list[tuple[int, int, int, int, Waiting]] = []
         for (_, rank, client), lane in lanes.items():
             lane.sort()
-            over, latest = self._over.get(client, 0), 0
+            over, latest = self._shares.over.get(client, 0), 0
             for n, (_, submitted, _, job) in enumerate(lane):
                 if submitted > latest:
                     latest = submitted
@@ -324,7 +314,7 @@ class PendingQueue:
             heap.clear()
             standing.clear()
             changed = list(lanes)
-        over, jobs = self._over, self._jobs
+        over, jobs = self._shares.over, self._jobs
         for each in changed:
             lane = lanes.get(each)
             job = None if lane is None else self._head(lane, each[0])
@@ -346,47 +336,21 @@ class PendingQueue:
         return bool(job.max_running) and self._runs.get(job.key.client, 0) >= job.max_running
 
     def _turn(self, job: Waiting, rank: int) -> Turn:
-        return (rank, self._over.get(job.key.client, 0), job.submitted)
-
-    def _unit(self, now: float) -> float:
-        """What a token counts that was used at that moment, beside those of before and after."""
-        if now - self._fades_from > 50 * FADES_S:  # before the units grow out of all numbers
-            shrunk = math.exp((self._fades_from - now) / FADES_S)
-            self._had = {c: had * shrunk for c, had in self._had.items() if had * shrunk > 1e-3}
-            self._fades_from = now
-            self._active = {c: self._had.get(c, 0.0) for c in self._active}
-        return math.exp((now - self._fades_from) / FADES_S)
+        return (rank, self._shares.over.get(job.key.client, 0), job.submitted)
 
     def _charge(self, client: str, units: float) -> None:
-        had = self._had[client] = max(0.0, self._had.get(client, 0.0) + units)
-        if client in self._active:
-            self._active[client] = had
         if client in self._limited:  # it may have reached its limit, or be below it again
             self._touch_all(client)
-        self._see_who_is_over()
+        self._move(self._shares.charge(client, units))
+
+    def _move(self, clients: Clients) -> None:
+        for client in clients:
+            self._touch_all(client)
 
     def _touch_all(self, client: str) -> None:
         for model, waiting in self._of_model.items():
             if client in waiting:
                 self._touch(model, *((rank, client) for rank in RANK.values()))
-
-    def _see_who_is_over(self) -> None:
-        had, others = self._active, len(self._active) - 1
-        over = {}
-        if others > 0:
-            # Against the mean of the others: of two clients one would need three times the other's to be half over their mean.
-            total = sum(had.values())
-            nearly = 0.99 * total * (1 + TOLERANCE) / (1 + TOLERANCE + others)  # who has less has no tolerance to lose
-            if max(had.values()) > nearly:
-                for client in [c for c, units in had.items() if units > nearly]:
-                    mean = max(total - had[client], LEAST) / others
-                    if (n := int((had[client] / mean - 1) / TOLERANCE)) > 0:
-                        over[client] = n
-        if over != self._over:
-            before, self._over = self._over, over
-            for client in before.keys() | over.keys():
-                if before.get(client) != over.get(client):
-                    self._touch_all(client)
 
     @staticmethod
     def _less(counts: dict[str, int], name: str) -> None:

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from libs.common.contracts.requests import Priority
 from libs.common.contracts.subjects import JobKey
-from services.router.queue import FADES_S, PendingQueue, Waiting, cost
+from services.router.queue import PendingQueue, Waiting, cost
+from services.router.shares import FADES_S
 
 RANKED = [Priority.INTERACTIVE, Priority.NORMAL, Priority.BATCH]
 CLIENTS = ("ann", "ben", "cleo")
@@ -44,8 +45,8 @@ def leftovers(queue: PendingQueue) -> list[object]:
     """All that it still knows of anybody; `_had` are the shares."""
     return [
         table
-        for name, table in vars(queue).items()
-        if name not in ("_had", "_fades_from", "_over", "_first", "_lanes") and table
+        for name, table in (vars(queue) | vars(queue._shares)).items()
+        if name not in ("_shares", "_had", "_fades_from", "over", "_first", "_lanes") and table
     ]
 
 
@@ -150,12 +151,12 @@ def test_what_is_given_back_was_never_had(taken, later: float) -> None:  # type:
     """A job that was bound and failed is charged again when it is bound again: the first charge goes, whenever that is."""
     queue = PendingQueue()
     queue.serve(JobKey("ann", "first"), 0.0, a_job(1))
-    before = dict(queue._had)
+    before = dict(queue._shares._had)
     for n, (client, at) in enumerate(sorted(taken, key=lambda pair: pair[1])):
         queue.serve(JobKey(client, f"r{n}"), at, a_job(n, client))
     for n, (client, _) in enumerate(sorted(taken, key=lambda pair: pair[1])):
         queue.ended(JobKey(client, f"r{n}"), 500 + later, tokens=0)
-    for client, had in queue._had.items():
+    for client, had in queue._shares._had.items():
         assert math.isclose(had, before.get(client, 0.0), abs_tol=1e-3)
 
 
@@ -163,12 +164,12 @@ def test_serving_and_ending_again_change_nothing() -> None:
     queue = a_queue(a_job(1))
     for _ in range(3):
         queue.serve(JobKey("ann", "j1"), 0.0, a_job(1))
-    assert queue._had == {"ann": 100.0}
+    assert queue._shares._had == {"ann": 100.0}
     for _ in range(3):
         queue.ended(JobKey("ann", "j1"), 0.0, tokens=30.0)
-    assert queue._had == {"ann": 30.0}
+    assert queue._shares._had == {"ann": 30.0}
     queue.ended(JobKey("ann", "never"), 0.0, tokens=30.0)
-    assert queue._had == {"ann": 30.0}
+    assert queue._shares._had == {"ann": 30.0}
 
 
 def test_classes_come_first_then_age() -> None:
@@ -229,7 +230,9 @@ def test_a_newcomer_is_compared_at_once() -> None:
     """Whoever was alone had no more than its share; with somebody beside it, it had."""
     queue = a_queue(*(a_job(n, "flood") for n in range(1, 5)))
     queue.serve(JobKey("flood", "j1"), 0.0)
+    assert next(queue.heads()).key.job == "j2"
     queue.add(a_job(9, "ben"))
+    assert next(queue.heads()).key.job == "j9"
     assert [job.key.job for job in queue.order()] == ["j9", "j2", "j3", "j4"]
 
 
@@ -304,9 +307,9 @@ def test_a_job_that_was_given_back_gets_its_old_place() -> None:
 def test_what_nobody_says_the_cost_of_stays_charged() -> None:
     queue = PendingQueue()
     queue.serve(JobKey("ann", "j1"), 0.0, a_job(1))
-    before = queue._had["ann"]
+    before = queue._shares._had["ann"]
     queue.ended(JobKey("ann", "j1"), 1.0)
-    assert queue._had["ann"] == before
+    assert queue._shares._had["ann"] == before
 
 
 def test_jobs_go_and_shares_stay_when_the_queue_is_cleared() -> None:
@@ -314,7 +317,7 @@ def test_jobs_go_and_shares_stay_when_the_queue_is_cleared() -> None:
     queue.serve(JobKey("ann", "j0"), 0.0)
     queue.clear()
     assert (len(queue), leftovers(queue), list(queue.heads())) == (0, [], [])
-    assert queue._had == {"ann": 100.0}
+    assert queue._shares._had == {"ann": 100.0}
 
 
 def test_an_output_token_costs_as_much_as_two_of_the_prompt() -> None:

@@ -16,10 +16,11 @@ from services.router.fleet import Fleet, NodeView
 from services.router.harm import Harm
 from services.router.look import Look
 from services.router.pricing import Ask, Pricing
-from services.router.queue import LEAST, TOLERANCE, PendingQueue, Waiting
+from services.router.queue import PendingQueue, Waiting
 from services.router.replicas import Survey
 from services.router.roster import Able, Roster
 from services.router.scheduler import Scheduler
+from services.router.shares import LEAST, TOLERANCE
 from services.router.wishes import Loading, Pause, Placement
 from tests.router.building import a_beat
 
@@ -100,14 +101,14 @@ class PlainLook(Look):
 
 def check_shares(queue: PendingQueue) -> None:
     """By the rule of ADR 8, worked out anew. Sums in another order may differ in their last digit."""
-    had = {client: queue._had.get(client, 0.0) for client in {*queue._waits, *queue._runs}}
-    assert had == queue._active
+    had = {client: queue._shares._had.get(client, 0.0) for client in {*queue._waits, *queue._runs}}
+    assert had == queue._shares._active
     for client, units in had.items():
         others = len(had) - 1
         mean = max(sum(had.values()) - units, LEAST) / others if others else math.inf
         over = (units / mean - 1) / TOLERANCE
-        assert queue._over.get(client, 0) in {max(0, int(over - 1e-9)), max(0, int(over + 1e-9))}
-    assert queue._over.keys() <= had.keys()
+        assert queue._shares.over.get(client, 0) in {max(0, int(over - 1e-9)), max(0, int(over + 1e-9))}
+    assert queue._shares.over.keys() <= had.keys()
 
 
 class World:
