@@ -5,8 +5,10 @@ second, and what gateways have seen since (DESIGN §4). A service of its own can
 """
 
 import asyncio
+import contextlib
 import math
 import random
+import secrets
 import time
 from collections.abc import AsyncGenerator, Iterator
 
@@ -20,14 +22,17 @@ from libs.common.contracts import subjects
 from libs.common.contracts.api import Piece, decode_piece
 from libs.common.contracts.codec import Malformed
 from libs.common.contracts.events import Position, parse_frame
+from libs.common.contracts.faults import Code
 from libs.common.contracts.jobs import decode_hint
 from libs.common.contracts.subjects import JobKey
 from libs.common.states import JobState
 
 SILENCE_S = 3.0  # a live attempt says something every second
-QUEUED_LOOK_S = (15.0, 30.0)  # while a job waits nobody speaks; a lost hint costs this much at most
+# While a job waits nobody speaks; a lost hint costs this much at most. The gateways count a stream for 30 s after a read.
+QUEUED_LOOK_S = (10.0, 20.0)
 SOON_S = 0.5
 WATCH_S = 10.0  # a gateway watches along so long,
+LEAVE_S = 1.0
 RENEW_S = 5.0  # and the next, perhaps another one, begins before: one may be killed
 
 
@@ -43,6 +48,10 @@ class Stream:
         self._patience = patience
         self._trouble_since = math.inf
         self._chunks = ChunkQueue()
+        self._reader = secrets.token_hex(4)
+        self._is_counted = False  # as one of those that this client may have open
+        self._is_held_back = True  # until a gateway has let it in, or none is there to say no
+        self._is_written = False  # to its end
         self._doubts = 0
         self._looked_at = 0.0  # all times are monotonic
         self._not_before = 0.0  # after a failure
@@ -71,6 +80,9 @@ class Stream:
         if self._watching is not None:
             self._watching.cancel()
             await asyncio.gather(self._watching, return_exceptions=True)
+        if self._is_counted:
+            with contextlib.suppress(ArrieroError):  # it lapses
+                await self._calls.once("leave", {"id": self._key.job, "reader": self._reader}, timeout=LEAVE_S)
         for subscription in self._subscriptions:
             await subscription.stop()
 
@@ -84,8 +96,8 @@ class Stream:
         """Ends when the job has succeeded. Raises JobFailed when it ended otherwise, PositionLost, ArrieroError."""
         place = self._place
         while True:
-            shown = place.chunk(*self._chunks.pop()) if self._chunks else b""
-            if not shown and not self._chunks and time.monotonic() >= self._due():
+            shown = place.chunk(*self._chunks.pop()) if self._has_chunks else b""
+            if not shown and not self._has_chunks and time.monotonic() >= self._due():
                 shown = await self._look()
             for event in self._events(shown):
                 if isinstance(event, End):
@@ -103,7 +115,7 @@ class Stream:
                 yield Reset()
             if self._watching is None and place.position.offset:
                 self._watching = asyncio.create_task(self._watch_along(), name="arriero.watch")
-            if not self._chunks and time.monotonic() < (due := self._due()):
+            if not self._has_chunks and time.monotonic() < (due := self._due()):
                 await self._wait(due)
             if self._calls.bus.lost.is_set():
                 raise NotConnected("the connection to NATS is closed")
@@ -154,6 +166,10 @@ class Stream:
             self._look_at = min(self._look_at, time.monotonic() + SILENCE_S)
         self._news.set()
 
+    @property
+    def _has_chunks(self) -> bool:
+        return bool(self._chunks) and not self._is_held_back
+
     # -- what is asked for ---------------------------------------------------------------------------------------------
 
     def _due(self) -> float:
@@ -170,8 +186,10 @@ class Stream:
         try:
             piece = await self._read(place.asks)
         except ArrieroError as error:
+            self._is_held_back = error.code == Code.RATE_LIMITED
             self._bear(error)
             return b""
+        self._is_counted, self._is_held_back = True, False
         self._looked_at = time.monotonic()
         shown = place.piece(piece)
         if doubts != self._doubts:
@@ -185,7 +203,8 @@ class Stream:
         return shown
 
     async def _read(self, position: Position, *, wait_s: float = 0.0, timeout: float | None = None) -> Piece:
-        wish = {"id": self._key.job, "epoch": position.epoch, "offset": position.offset, "wait_s": wait_s}
+        where = {"epoch": position.epoch, "offset": position.offset}
+        wish = {"id": self._key.job, "reader": self._reader, **where, "wait_s": wait_s}
         more = {} if timeout is None else {"timeout": timeout}
         try:
             return decode_piece(await self._calls.once("read", wish, **more))
@@ -206,7 +225,7 @@ class Stream:
     async def _watch_along(self) -> None:
         seen = self._began
         async with asyncio.TaskGroup() as group:
-            while True:
+            while not self._is_written:
                 # From where the one before began: together they hold all that was said since.
                 position, seen = seen, self._place.position
                 group.create_task(self._watch_once(position))
@@ -221,6 +240,7 @@ class Stream:
                 await asyncio.sleep(max(SOON_S, error.retry_after_s or 0))
                 continue
             if piece.state.final:
+                self._is_written = True
                 self.look_again()
             return
 

@@ -1,4 +1,4 @@
-"""`api.<client>.submit|get|read|cancel|list`: the same jobs for internal services over NATS (docs/nats.md).
+"""`api.<client>.submit|get|read|leave|cancel|list`: the same jobs for internal services over NATS (docs/nats.md).
 
 The owner is the subject's; NATS lets a user publish only under its own name. Answers go only to that client's inboxes: a
 reply subject somebody else chose could aim an answer at a stream that others read.
@@ -6,6 +6,7 @@ reply subject somebody else chose could aim an answer at a stream that others re
 
 import asyncio
 import contextlib
+import re
 from collections import Counter
 from collections.abc import Iterator
 from typing import TypeVar
@@ -17,15 +18,25 @@ from libs.common.bus.connection import Bus
 from libs.common.bus.failures import BusError
 from libs.common.bus.link import Message, Subscription
 from libs.common.contracts import subjects
-from libs.common.contracts.api import Answer, decode_cancel, decode_get, decode_list, decode_read, decode_submit
+from libs.common.contracts.api import (
+    Answer,
+    Piece,
+    Read,
+    decode_cancel,
+    decode_get,
+    decode_leave,
+    decode_list,
+    decode_read,
+    decode_submit,
+)
 from libs.common.contracts.clients import Principal, Scope
 from libs.common.contracts.codec import Decoder, Malformed, encode
-from libs.common.contracts.events import START, Position
+from libs.common.contracts.events import MAX_CHUNK, Position
 from libs.common.contracts.faults import Code, Failed, Fault, failed
 from services.gateway.credentials import Credentials, require
 from services.gateway.intake import Intake
 from services.gateway.job_bodies import ROUTE
-from services.gateway.job_service import JobService
+from services.gateway.job_service import MAX_WAIT_S, JobService
 from services.gateway.limits import Limiter
 from services.gateway.listing import list_jobs
 from services.gateway.sessions import Sessions
@@ -38,10 +49,11 @@ T = TypeVar("T")
 QUEUE = "gateways"
 MAX_ANSWER = 1024 * 1024 - 4096  # nats-server's default max_payload, less what goes around it
 MAX_JOB = MAX_ANSWER  # the envelope goes around it, too
+READER = re.compile(r"[A-Za-z0-9_-]{0,32}")
 MAX_CALLS_PER_CLIENT = 500  # of the bus's MAX_HANDLERS
 SCOPES = {
-    "submit": Scope.JOBS_WRITE, "get": Scope.JOBS_READ, "read": Scope.JOBS_READ, "list": Scope.JOBS_READ,
-    "cancel": Scope.JOBS_CANCEL,
+    "submit": Scope.JOBS_WRITE, "get": Scope.JOBS_READ, "read": Scope.JOBS_READ, "leave": Scope.JOBS_READ,
+    "list": Scope.JOBS_READ, "cancel": Scope.JOBS_CANCEL,
 }  # fmt: skip
 
 
@@ -120,8 +132,8 @@ class InternalApi:
                 raise
 
     async def _call(self, principal: Principal, verb: str, payload: bytes) -> object:
-        # A submit may be a repetition; a cancel takes work away; of the reads of a stream the first counts.
-        if verb not in ("submit", "cancel", "read"):
+        # A submit may be a repetition; cancel and leave take work away; of the reads of a stream the first counts.
+        if verb in ("get", "list"):
             await self._limiter.admit(principal)
         match verb:
             case "submit":
@@ -139,19 +151,42 @@ class InternalApi:
                 get = _asked(decode_get, payload)
                 return await self._service.get(principal, get.id, wait_s=get.wait_s)
             case "read":
-                read = _asked(decode_read, payload)
-                if read.epoch < 0 or read.offset < 0:
-                    raise failed(Code.INVALID_REQUEST, "epoch and offset are not negative")
-                place = Position(read.epoch, read.offset)
-                if place == START and read.wait_s <= 0:
-                    await self._limiter.admit(principal)
-                return await self._service.read(principal, read.id, place, wait_s=read.wait_s)
+                return await self._read(principal, _asked(decode_read, payload))
+            case "leave":
+                leave = _asked(decode_leave, payload)
+                await self._limiter.leave(principal, self._service.key(principal, leave.id).job, _named(leave.reader))
+                return {}
             case "cancel":
                 cancel = _asked(decode_cancel, payload)
                 return await self._service.cancel(principal, cancel.id, keep=cancel.keep)
         page = _asked(decode_list, payload)
         found = await list_jobs(self._bus, principal.client, cursor=page.cursor, limit=page.limit, state=page.state)
         return {"jobs": found.rows, "cursor": found.cursor}
+
+    async def _read(self, principal: Principal, read: Read) -> Piece:
+        """A stream that could not begin, or has nothing more to read, gives its place back."""
+        if read.epoch < 0 or read.offset < 0:
+            raise failed(Code.INVALID_REQUEST, "epoch and offset are not negative")
+        job = self._service.key(principal, read.id).job
+        reader = _named(read.reader)
+        wait_s = min(max(0.0, read.wait_s), MAX_WAIT_S)
+        began = await self._limiter.read(principal, job, reader, wait_s=wait_s)
+        try:
+            piece = await self._service.read(principal, job, Position(read.epoch, read.offset), wait_s=wait_s)
+        except Failed:
+            if began:
+                await self._limiter.leave(principal, job, reader)
+            raise
+        if piece.state.final and len(piece.log) < MAX_CHUNK:
+            await self._limiter.leave(principal, job, reader)
+        return piece
+
+
+def _named(reader: str) -> str:
+    """Raises Failed."""
+    if not READER.fullmatch(reader):
+        raise failed(Code.INVALID_REQUEST, "a reader's name has at most 32 letters, digits, - and _", path="reader")
+    return reader
 
 
 def _asked(decode: Decoder[T], payload: bytes) -> T:

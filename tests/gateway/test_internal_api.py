@@ -10,8 +10,8 @@ import pytest
 from libs.common.bus.connection import Bus
 from libs.common.bus.failures import Away
 from libs.common.bus.link import Message
-from libs.common.contracts.api import decode_answer, decode_piece
-from libs.common.contracts.clients import DEFAULT_SCOPES, Client, Limits, Policy, Scope
+from libs.common.contracts.api import decode_piece
+from libs.common.contracts.clients import DEFAULT_SCOPES, Client, Policy, Scope
 from libs.common.contracts.codec import encode
 from libs.common.contracts.events import frame
 from libs.common.contracts.faults import Code
@@ -20,6 +20,7 @@ from libs.common.contracts.requests import Priority
 from libs.common.contracts.subjects import JobKey
 from libs.common.journal import Journal
 from services.gateway import internal, job_service, reading
+from tests.gateway.calling import Service
 from tests.gateway.conftest import adopt
 from tests.gateway.running import MODEL, Gateway
 from tests.gateway.scripted import END, Script, events
@@ -28,29 +29,6 @@ from tests.support.waiting import eventually
 
 JOB = {"model": MODEL, "prompt": "hi"}
 ONE, TWO = events("one "), events("zwö ")
-
-
-class Service:
-    """An internal service: asks as itself, through inboxes of its own."""
-
-    def __init__(self, bus: Bus) -> None:
-        self.bus = bus
-
-    async def ask(self, verb: str, payload: Any = None, *, timeout: float = 30.0) -> dict[str, Any]:
-        data = payload if isinstance(payload, bytes) else b"" if payload is None else json.dumps(payload).encode()
-        reply = await self.bus.request(f"api.{self.bus.user}.{verb}", data, timeout=timeout)
-        decode_answer(reply)
-        return dict(json.loads(reply))
-
-    async def ok(self, verb: str, payload: Any = None) -> dict[str, Any]:
-        answer = await self.ask(verb, payload)
-        assert "ok" in answer, answer
-        return dict(answer["ok"])
-
-    async def fault(self, verb: str, payload: Any = None) -> dict[str, Any]:
-        answer = await self.ask(verb, payload)
-        assert set(answer) == {"fault"}
-        return dict(answer["fault"])
 
 
 @pytest.fixture
@@ -180,24 +158,6 @@ async def test_a_log_larger_than_a_message_is_read_in_pieces(service: Service, b
     assert await piece(service, job, epoch, len(whole) + 5) == ("succeeded", epoch, len(whole) + 5, b"")
 
 
-async def test_of_the_reads_of_a_stream_only_the_first_is_a_request_of_the_clients_limit(
-    service: Service, bus: Bus
-) -> None:
-    """Over HTTP a stream is one request, however often it has to be repaired."""
-    job = (await service.ok("submit", {"job": JOB}))["id"]
-    policy = Policy(limits=Limits(requests_per_minute=1))
-    await bus.append("$KV.clients.client.alice", encode(Client(id="alice", name="alice", policy=policy)))
-
-    async def used_up() -> bool:
-        return bool((await service.ask("list")).get("fault", {}).get("code") == Code.RATE_LIMITED)
-
-    await eventually(used_up)
-    assert (await service.fault("read", {"id": job}))["code"] == Code.RATE_LIMITED
-    for _ in range(5):
-        await service.ok("read", {"id": job, "epoch": 1, "offset": 1})
-        await service.ok("read", {"id": job, "wait_s": 0.001})
-
-
 async def test_who_waits_for_more_of_the_log_is_a_reader_that_the_router_hears(service: Service, bus: Bus) -> None:
     """A service that reads chunks itself has no subscription for the router's question: the gateway answers for it."""
     job = (await service.ok("submit", {"job": JOB}))["id"]
@@ -261,6 +221,12 @@ async def test_the_same_key_gives_the_same_job_and_another_body_is_refused(servi
         ("read", {}, Code.INVALID_REQUEST, None),
         ("read", {"id": "x", "offset": -1}, Code.INVALID_REQUEST, None),
         ("read", {"id": "x", "epoch": "7"}, Code.INVALID_REQUEST, None),
+        ("read", {"id": "x", "reader": "a.b"}, Code.INVALID_REQUEST, "reader"),
+        ("read", {"id": "x", "reader": "r" * 33}, Code.INVALID_REQUEST, "reader"),
+        ("read", {"id": "job_nothere", "wait_s": 1e999}, Code.INVALID_REQUEST, None),
+        ("leave", {"id": ">"}, Code.JOB_NOT_FOUND, None),
+        ("leave", {}, Code.INVALID_REQUEST, None),
+        ("leave", {"id": "x", "reader": ">"}, Code.INVALID_REQUEST, "reader"),
         ("cancel", {"id": "job_nothere"}, Code.JOB_NOT_FOUND, None),
         ("cancel", {"id": 7}, Code.INVALID_REQUEST, None),
         ("list", {"limit": 0}, Code.INVALID_REQUEST, "limit"),
@@ -324,6 +290,7 @@ async def test_a_client_that_does_not_exist_or_is_disabled_is_refused(
         ("submit", Scope.JOBS_WRITE),
         ("get", Scope.JOBS_READ),
         ("read", Scope.JOBS_READ),
+        ("leave", Scope.JOBS_READ),
         ("list", Scope.JOBS_READ),
         ("cancel", Scope.JOBS_CANCEL),
     ],

@@ -29,12 +29,22 @@ class Read(Contract, frozen=True, kw_only=True):
 
     With `wait_s` it answers when the job has ended, or then. Meanwhile the gateway watches from that position on (the end of an
     event): should the worker die, it answers for what was shown since.
+
+    `reader`: which of those that read this job; the reads of one are one stream of the client's `open_streams`.
     """
 
     id: str
     epoch: int = 0
     offset: int = 0
     wait_s: float = 0.0
+    reader: str = ""
+
+
+class Leave(Contract, frozen=True, kw_only=True):
+    """That reader reads no more, though its job may go on."""
+
+    id: str
+    reader: str = ""
 
 
 class Piece(Contract, frozen=True, kw_only=True):
@@ -73,6 +83,7 @@ decode_submit = Decoder(Submit)
 decode_get = Decoder(Get)
 decode_read = Decoder(Read)
 decode_piece = Decoder(Piece)
+decode_leave = Decoder(Leave)
 decode_cancel = Decoder(Cancel)
 decode_list = Decoder(List)
 decode_answer = Decoder(Answer)

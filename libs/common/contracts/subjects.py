@@ -11,7 +11,7 @@
 | `prefix.<client>.<job>`                    | core request | router → watching gateways    |
 | `ctl.<node>.<boot>.run|cancel|read|ping|model` | core request | router, gateway → worker |
 | `ctl.router.free|place|erase|quote`        | core         | worker, gateway → router      |
-| `api.<client>.submit|get|read|cancel|list` | core request | internal service → gateways   |
+| `api.<client>.submit|get|read|leave|cancel|list` | core request | internal service → gateways   |
 | `audit.<service>.<writer>`                 | stream AUDIT | auth, gateway                 |
 | `hooks.wait.<client>.<job>`                | stream HOOKS | gateway → gateways            |
 | `hooks.send.<client>.<job>.<submitted>`    | stream HOOKS | gateway → gateways            |
@@ -26,7 +26,7 @@ TOKEN = re.compile(r"[A-Za-z0-9_-]{1,64}")
 Record = Literal["new", "active", "done"]
 WorkerVerb = Literal["run", "cancel", "read", "ping", "model"]
 RouterVerb = Literal["free", "place", "erase", "quote"]
-ApiVerb = Literal["submit", "get", "read", "cancel", "list"]
+ApiVerb = Literal["submit", "get", "read", "leave", "cancel", "list"]
 
 
 class BadToken(ValueError):

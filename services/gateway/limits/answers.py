@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from libs.common.contracts.clients import Limits
 from libs.common.contracts.faults import Code, Fault
-from services.gateway.limits import budgets, rolling
+from services.gateway.limits import budgets, reader_slots, rolling
 from services.gateway.limits.budgets import Full, Short, Window
 from services.gateway.limits.ledger import Ledger
 from services.gateway.limits.rolling import Instant, Wait
@@ -28,7 +28,8 @@ def too_many_requests(account: str, limits: Limits, wait: Wait, now: Instant) ->
 
 
 def too_many_streams(account: str, limits: Limits) -> Fault:
-    message = f"{_who(account)} may have {limits.open_streams} streams open at once; close one, then try again"
+    most = limits.open_streams or reader_slots.MAX
+    message = f"{_who(account)} may have {most} streams open at once; close one, then try again"
     return Fault(code=Code.RATE_LIMITED, message=message, retry_after_s=SOON_S)
 
 

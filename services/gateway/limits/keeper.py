@@ -14,7 +14,7 @@ from libs.common.bus.failures import Away, BusError, Conflict, NoResponders
 from libs.common.contracts.clients import Limits
 from libs.common.contracts.codec import encode
 from libs.common.ids import new_op_id
-from services.gateway.limits import ledger, metrics, rolling, stream_slots
+from services.gateway.limits import ledger, metrics, reader_slots, rolling, stream_slots
 from services.gateway.limits.ledger import Ledger
 from services.gateway.limits.rolling import LEASE_MS, Instant, Wait
 
@@ -131,7 +131,8 @@ class Keeper:
             return None
 
         def take(draft: Ledger, now: Instant) -> tuple[Wait | None, bool]:
-            if stream_slots.take(draft.streams, self._holder, limits.open_streams, now):
+            room = limits.open_streams - len(draft.readers)
+            if stream_slots.take(draft.streams, self._holder, room, now):
                 return None, True
             return Wait(0), False
 
@@ -156,6 +157,27 @@ class Keeper:
             return None, True
 
         await self.change(say)
+
+    # -- streams that are read over NATS -------------------------------------------------------------------------------
+
+    async def keep_reader(self, limits: Limits, reader: str, wait_ms: int) -> bool:
+        """Is its stream open, so that it goes on? Raises BusError."""
+        self.used(limits)
+        return await self.change(lambda draft, now: reader_slots.keep(draft.readers, reader, wait_ms, now))
+
+    async def take_reader(self, limits: Limits, reader: str, wait_ms: int) -> bool:
+        """Is there a slot for it? Raises BusError."""
+
+        def take(draft: Ledger, now: Instant) -> tuple[bool, bool]:
+            room = limits.open_streams - stream_slots.total(draft.streams) if limits.open_streams else reader_slots.MAX
+            return reader_slots.take(draft.readers, reader, wait_ms, room, now)
+
+        self.used(limits)
+        return await self.change(take)
+
+    async def drop_reader(self, reader: str) -> None:
+        """Twice is once. Raises BusError."""
+        await self.change(lambda draft, now: (None, reader_slots.leave(draft.readers, reader)))
 
     @property
     def is_idle(self) -> bool:

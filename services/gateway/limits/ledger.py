@@ -6,8 +6,9 @@ Read and written by gateways only, also by those of the release before and after
 import msgspec
 
 from libs.common.contracts.codec import Decoder
-from services.gateway.limits import budgets, rolling, stream_slots
+from services.gateway.limits import budgets, reader_slots, rolling, stream_slots
 from services.gateway.limits.budgets import Budgets
+from services.gateway.limits.reader_slots import Readers
 from services.gateway.limits.rolling import Instant, Rolling
 from services.gateway.limits.stream_slots import Slots
 
@@ -21,6 +22,7 @@ class Ledger(msgspec.Struct, omit_defaults=True):
     requests: Rolling = msgspec.field(default_factory=Rolling)
     tokens: Budgets = msgspec.field(default_factory=Budgets)
     streams: Slots = {}
+    readers: Readers = {}
 
 
 _decode = Decoder(Ledger)
@@ -38,10 +40,12 @@ def draft(ledger: Ledger, now: Instant) -> Ledger:
         requests=Rolling(spent=ledger.requests.spent, leases=ledger.requests.leases),
         tokens=msgspec.structs.replace(ledger.tokens, open=dict(ledger.tokens.open)),
         streams=dict(ledger.streams),
+        readers=dict(ledger.readers),
     )
     rolling.forget(copy.requests, now)
     budgets.roll(copy.tokens, now)
     stream_slots.forget(copy.streams, now)
+    reader_slots.forget(copy.readers, now)
     return copy
 
 

@@ -22,7 +22,7 @@ from libs.common.contracts.requests import Kind
 from libs.common.contracts.streams import LIMITS
 from libs.common.contracts.subjects import JobKey
 from libs.common.journal import Journal
-from services.gateway.limits import answers, budgets, ledger, metrics
+from services.gateway.limits import answers, budgets, ledger, metrics, reader_slots
 from services.gateway.limits.budgets import OUTPUT_TOKENS, Ask, Full, Short
 from services.gateway.limits.clock import ServerClock
 from services.gateway.limits.keeper import Keeper
@@ -172,6 +172,28 @@ class Limiter:
             for keeper in opened:
                 keeper.close_stream()
 
+    async def read(self, principal: Principal, job: str, reader: str, *, wait_s: float) -> bool:
+        """Counts a `read` over NATS. The first of a stream is a request, and takes a stream's place; those that follow in time
+        keep it. Did it begin one? Raises Failed: RATE_LIMITED. Raises BusError."""
+        accounts = _counting_readers(principal)
+        name, wait_ms = reader_slots.name(job, reader), int(wait_s * 1000)
+        began = []
+        for account in accounts:
+            if not await self._keeper(principal, account).keep_reader(account.limits, name, wait_ms):
+                began.append(account)
+        if began:
+            await self.admit(principal)
+        for account in began:
+            if not await self._keeper(principal, account).take_reader(account.limits, name, wait_ms):
+                metrics.refusals.labels("streams").inc()
+                raise Failed(answers.too_many_streams(account.name, account.limits))
+        return bool(began)
+
+    async def leave(self, principal: Principal, job: str, reader: str) -> None:
+        """That stream is not read any more. Twice is once; what cannot be written now lapses."""
+        for account in _counting_readers(principal):
+            await _tried(self._keeper(principal, account).drop_reader(reader_slots.name(job, reader)))
+
     # -- upkeep --------------------------------------------------------------------------------------------------------
 
     async def _say_streams(self) -> None:
@@ -224,6 +246,10 @@ async def _tried(work: Coroutine[Any, Any, object]) -> None:
         await work
     except (BusError, Malformed) as error:
         log.warning("limits.later", error=str(error))
+
+
+def _counting_readers(principal: Principal) -> list[Account]:
+    return [each for each in _narrow_first(principal) if each.limits.open_streams or each.limits.requests_per_minute]
 
 
 def _narrow_first(principal: Principal) -> list[Account]:

@@ -1,4 +1,4 @@
-"""How many streams each gateway has open for an account. Pure. A gateway's word counts for HOLDS_MS; it says it anew in time."""
+"""How many streams each gateway holds for an account. Pure. A gateway's word counts for HOLDS_MS; it says it anew in time."""
 
 from typing import NamedTuple
 

@@ -8,7 +8,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from libs.common.contracts.clients import Limits
 from libs.common.contracts.jobs import Submission
-from services.gateway.limits import budgets, settling
+from services.gateway.limits import budgets, reader_slots, settling
 from services.gateway.limits.budgets import Ask
 from services.gateway.limits.keeper import Keeper
 from services.gateway.limits.ledger import read
@@ -50,6 +50,7 @@ class Budgets(RuleBasedStateMachine):
         self.gateways: list[Gateway] = []
         self.jobs: list[Job] = []
         self.excess = 0
+        self.readers: dict[str, int] = {}  # over NATS: until when each one surely counts
         self.dead_streams: list[tuple[int, int]] = []  # (streams, killed at)
         for _ in range(gateways):
             self.a_gateway_starts()
@@ -148,6 +149,23 @@ class Budgets(RuleBasedStateMachine):
         self.world.bucket.lose = ""
         gateway.streams += refused is None
 
+    @rule(choice=st.integers(0, 99), reader=st.sampled_from("abcd"), lose=st.sampled_from(["", "", "the ack"]))
+    def a_read_comes_over_nats(self, choice: int, reader: str, lose: str) -> None:
+        """It goes to any gateway, as the one before it."""
+        keeper = self.one_of(choice).keeper
+        is_open = self.readers.get(reader, 0) > self.world.time.ms
+        self.world.bucket.lose = lose
+        goes_on = self.world.do(keeper.keep_reader(self.world.limits, reader, 1000))
+        assert goes_on or not is_open
+        if goes_on or self.world.do(keeper.take_reader(self.world.limits, reader, 1000)):
+            self.readers[reader] = self.world.time.ms + 1000 + reader_slots.HOLDS_MS - reader_slots.WORTH_MS
+        self.world.bucket.lose = ""
+
+    @rule(choice=st.integers(0, 99), reader=st.sampled_from("abcd"))
+    def a_reader_leaves(self, choice: int, reader: str) -> None:
+        self.world.do(self.one_of(choice).keeper.drop_reader(reader))
+        self.readers.pop(reader, None)
+
     @rule(choice=st.integers(0, 99))
     def a_stream_is_closed(self, choice: int) -> None:
         gateway = self.one_of(choice)
@@ -166,7 +184,8 @@ class Budgets(RuleBasedStateMachine):
         assert used <= LIMIT + self.excess
         waiting = sum(job.facts is not None and not job.bound and job.cost is None for job in self.jobs)
         assert waiting <= QUEUED
-        assert sum(gateway.streams for gateway in self.gateways) <= STREAMS
+        reading = sum(until > self.world.time.ms for until in self.readers.values())
+        assert sum(gateway.streams for gateway in self.gateways) + reading <= STREAMS
 
     @invariant()
     def the_ledger_counts_at_least_what_is_true(self) -> None:
@@ -202,6 +221,7 @@ class Budgets(RuleBasedStateMachine):
         if found.tokens.now // 1440 == day == self.day:
             assert found.tokens.day == sum(job.cost or 0 for job in self.jobs if job.day == day)
         assert sum(held.streams for held in found.streams.values()) == 1
+        assert not found.readers
         self.world.close()
 
 

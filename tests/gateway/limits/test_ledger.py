@@ -1,6 +1,6 @@
 from libs.common.contracts.clients import Limits
 from libs.common.contracts.codec import encode
-from services.gateway.limits import budgets, ledger, rolling, stream_slots
+from services.gateway.limits import budgets, ledger, reader_slots, rolling, stream_slots
 from services.gateway.limits.budgets import Ask
 from services.gateway.limits.ledger import Ledger
 from services.gateway.limits.rolling import Instant
@@ -14,6 +14,7 @@ def changed(found: Ledger) -> None:
     rolling.lease(found.requests, "g", "2", limit=5, count=2, now=NOW)
     budgets.reserve(found.tokens, Limits(tokens_per_day=100), Ask(f"op{len(found.tokens.open)}", "job", 1, 2, 0, 600))
     stream_slots.take(found.streams, "g", 5, NOW)
+    reader_slots.take(found.readers, f"job_{len(found.readers)}", 0, 5, NOW)
 
 
 def test_a_draft_leaves_alone_what_it_was_made_of() -> None:
