@@ -31,7 +31,7 @@ from libs.common.contracts.api import (
 )
 from libs.common.contracts.clients import Principal, Scope
 from libs.common.contracts.codec import Decoder, Malformed, encode
-from libs.common.contracts.events import MAX_CHUNK, Position
+from libs.common.contracts.events import Position
 from libs.common.contracts.faults import Code, Failed, Fault, failed
 from services.gateway.credentials import Credentials, require
 from services.gateway.intake import Intake
@@ -164,7 +164,11 @@ class InternalApi:
         return {"jobs": found.rows, "cursor": found.cursor}
 
     async def _read(self, principal: Principal, read: Read) -> Piece:
-        """A stream that could not begin, or has nothing more to read, gives its place back."""
+        """A stream that could not begin, or was told that nothing more comes, gives its place back.
+
+        Not with the last bytes: who gets those asks once more, and would begin another stream. Nor with what a read waited for:
+        it watches along beside another one, which may be behind.
+        """
         if read.epoch < 0 or read.offset < 0:
             raise failed(Code.INVALID_REQUEST, "epoch and offset are not negative")
         job = self._service.key(principal, read.id).job
@@ -173,11 +177,11 @@ class InternalApi:
         began = await self._limiter.read(principal, job, reader, wait_s=wait_s)
         try:
             piece = await self._service.read(principal, job, Position(read.epoch, read.offset), wait_s=wait_s)
-        except Failed:
-            if began:
+        except Failed as failure:
+            if began or failure.fault.code is Code.JOB_NOT_FOUND:
                 await self._limiter.leave(principal, job, reader)
             raise
-        if piece.state.final and len(piece.log) < MAX_CHUNK:
+        if piece.state.final and piece.offset is not None and not piece.log and not wait_s:
             await self._limiter.leave(principal, job, reader)
         return piece
 

@@ -165,12 +165,15 @@ class Keeper:
         self.used(limits)
         return await self.change(lambda draft, now: reader_slots.keep(draft.readers, reader, wait_ms, now))
 
+    async def has_room(self, limits: Limits) -> bool:
+        """For one more, at this moment? Raises BusError."""
+        return await self.change(lambda draft, now: (len(draft.readers) < _room(draft, limits), False))
+
     async def take_reader(self, limits: Limits, reader: str, wait_ms: int) -> bool:
         """Is there a slot for it? Raises BusError."""
 
         def take(draft: Ledger, now: Instant) -> tuple[bool, bool]:
-            room = limits.open_streams - stream_slots.total(draft.streams) if limits.open_streams else reader_slots.MAX
-            return reader_slots.take(draft.readers, reader, wait_ms, room, now)
+            return reader_slots.take(draft.readers, reader, wait_ms, _room(draft, limits), now)
 
         self.used(limits)
         return await self.change(take)
@@ -292,3 +295,10 @@ class Keeper:
                 change.answer.set_result(Wait(until))
         if refused:
             self._refused = (self.limits.requests_per_minute, until, self._monotonic() + RECHECK_S)
+
+
+def _room(draft: Ledger, limits: Limits) -> int:
+    """For how many that read over NATS, those that do so included."""
+    if not limits.open_streams:
+        return reader_slots.MAX
+    return min(reader_slots.MAX, limits.open_streams - stream_slots.total(draft.streams))

@@ -164,8 +164,7 @@ class Limiter:
                 if account.limits.open_streams:
                     keeper = self._keeper(principal, account)
                     if await keeper.open_stream(account.limits) is not None:
-                        metrics.refusals.labels("streams").inc()
-                        raise Failed(answers.too_many_streams(account.name, account.limits))
+                        raise _no_place(account)
                     opened.append(keeper)
             yield
         finally:
@@ -181,12 +180,14 @@ class Limiter:
         for account in accounts:
             if not await self._keeper(principal, account).keep_reader(account.limits, name, wait_ms):
                 began.append(account)
+        for account in began:  # who asks again and again until a place is free has sent no request yet
+            if not await self._keeper(principal, account).has_room(account.limits):
+                raise _no_place(account)
         if began:
             await self.admit(principal)
         for account in began:
             if not await self._keeper(principal, account).take_reader(account.limits, name, wait_ms):
-                metrics.refusals.labels("streams").inc()
-                raise Failed(answers.too_many_streams(account.name, account.limits))
+                raise _no_place(account)
         return bool(began)
 
     async def leave(self, principal: Principal, job: str, reader: str) -> None:
@@ -246,6 +247,11 @@ async def _tried(work: Coroutine[Any, Any, object]) -> None:
         await work
     except (BusError, Malformed) as error:
         log.warning("limits.later", error=str(error))
+
+
+def _no_place(account: Account) -> Failed:
+    metrics.refusals.labels("streams").inc()
+    return Failed(answers.too_many_streams(account.name, account.limits))
 
 
 def _counting_readers(principal: Principal) -> list[Account]:

@@ -1,5 +1,6 @@
 """`open_streams` and `requests_per_minute` of who reads over NATS: two gateways, of which NATS chooses one for each call."""
 
+import base64
 import contextlib
 from collections.abc import AsyncIterator
 
@@ -8,6 +9,7 @@ import pytest
 
 from libs.client import Arriero, Limited
 from libs.common.bus.connection import Bus
+from libs.common.states import JobState
 from services.gateway.limits import reader_slots
 from tests.client.reading import reading
 from tests.gateway.calling import Service
@@ -66,25 +68,91 @@ async def test_a_reader_that_does_not_go_on_is_not_counted_for_long(
         await eventually(free)
 
 
-async def test_the_end_of_a_job_is_the_end_of_its_streams_also_of_one_that_waits_for_it(
-    nats: NatsServer, bus: Bus
-) -> None:
-    async with service(nats, bus, open_streams=2) as (asking, (one, _)):
+async def test_a_stream_ends_with_the_answer_that_nothing_more_comes(nats: NatsServer, bus: Bus) -> None:
+    """Not with the last bytes, wherever they begin: who gets them asks once more, and that is the same stream."""
+    async with service(nats, bus, open_streams=2, requests_per_minute=4) as (asking, (one, _)):
         job = await submitted(one)
         script = await adopt(bus, job, "acme")
-        async with script.answering():
-            await script.bind()
+        epoch = await script.bind()
+        script.log = events(*["x" * 1000] * 600)
+        whole = await script.finish()
+        for offset in (0, 12):
+            log = whole[:offset]
+            while piece := (await asking.ok("read", {"id": job, "epoch": epoch, "offset": len(log)})).get("log"):
+                log += base64.b64decode(piece)
+                assert (await ledger_of(bus)).readers.keys() == {job}
+            assert log == whole
+            assert (await ledger_of(bus)).readers == {}
+        for wait_s, left in ((1, {job}), (0, set())):  # who waits watches along beside one who may be behind
+            assert not await refused(asking, job, "", epoch=epoch, offset=len(whole), wait_s=wait_s)
+            assert (await ledger_of(bus)).readers.keys() == left
+
+
+async def test_who_watches_along_does_not_end_the_stream_of_who_is_behind(nats: NatsServer, bus: Bus) -> None:
+    async with (
+        service(nats, bus, open_streams=1, requests_per_minute=2) as (_, (one, _)),
+        Arriero.connect(nats.url, client="acme", patience=0.2) as arriero,
+    ):
+        job = await submitted(one)
+        script = await adopt(bus, job, "acme")
+        await script.bind()
+        async with script.answering(), reading(arriero.job(job)) as reader:
             await script.write(events("one "))
-            assert not await refused(asking, job, "looks")
+            await eventually(lambda: any(stream._watching for stream in arriero._streams))
+            reader.go.clear()
+            (stream,) = arriero._streams
+            await script.write(events("two "), live=False)
             await script.finish()
-            assert not await refused(asking, job, "waits", wait_s=20)
-            assert not await refused(asking, job, "looks")
-        assert (await ledger_of(bus)).readers == {}
+            await eventually(lambda: stream._is_written)
+            reader.go.set()
+            await eventually(lambda: reader.ended)
+            assert (reader.error, reader.texts) == (None, ["one ", "two "])
+
+
+@pytest.mark.parametrize("state", [JobState.CANCELLED, JobState.EXPIRED])
+async def test_a_log_without_an_end_event_is_one_stream_of_the_client_library(
+    nats: NatsServer, bus: Bus, state: JobState
+) -> None:
+    async with (
+        service(nats, bus, requests_per_minute=2) as (_, (one, _)),
+        Arriero.connect(nats.url, client="acme", patience=0.2) as arriero,
+    ):
+        job = await submitted(one)
+        script = await adopt(bus, job, "acme")
+        await script.bind()
+        await script.finish(events("one "), state=state)
+        async with reading(arriero.job(job)) as reader:
+            await eventually(lambda: reader.ended)
+            assert reader.texts == ["one "]
+            assert reader.error is not None
+            assert reader.error.code == state
+
+
+async def test_who_waits_for_a_place_sends_no_requests(nats: NatsServer, bus: Bus) -> None:
+    async with service(nats, bus, open_streams=1, requests_per_minute=3) as (asking, (one, _)):
+        job = await submitted(one)
+        assert not await refused(asking, job, "first")
+        for _ in range(6):
+            assert await refused(asking, job, "second")
+        await asking.ok("leave", {"id": job, "reader": "first"})
+        assert not await refused(asking, job, "second")
 
 
 async def test_what_cannot_be_read_takes_no_place(nats: NatsServer, bus: Bus) -> None:
     async with service(nats, bus, open_streams=1) as (asking, _):
         assert (await asking.fault("read", {"id": "job_nothere"}))["code"] == "job_not_found"
+        assert (await ledger_of(bus)).readers == {}
+
+
+async def test_a_job_that_is_erased_is_not_read_any_more(nats: NatsServer, bus: Bus) -> None:
+    async with service(nats, bus, open_streams=1) as (asking, (one, _)):
+        job = await submitted(one)
+        script = await adopt(bus, job, "acme")
+        await script.bind()
+        await script.finish()
+        assert not await refused(asking, job, "")
+        assert (await one.delete(f"/jobs/{job}")).status_code == 200
+        assert (await asking.fault("read", {"id": job}))["code"] == "job_not_found"
         assert (await ledger_of(bus)).readers == {}
 
 
@@ -120,7 +188,7 @@ async def test_the_client_library_waits_for_its_turn_shows_nothing_before_and_le
     ):
         jobs = [await submitted(one) for _ in range(2)]
         scripts = [await adopt(bus, job, "acme") for job in jobs]
-        async with scripts[0].answering(), scripts[1].answering():
+        async with scripts[0].answering():  # alone: it says for both jobs what it knows, the other's tokens come live
             for script in scripts:
                 await script.bind()
             async with reading(arriero.job(jobs[0])) as first:
@@ -146,6 +214,7 @@ async def test_what_came_before_the_client_library_was_let_in_is_not_shown(nats:
             Arriero.connect(nats.url, client="acme", patience=0.0) as arriero,
             arriero.job(job)._opened(None, takes_reset=False) as stream,
         ):
+            await arriero.job(job).status()  # asked after the subscription on the same connection, so NATS has that
             await script.write(events("one "))
             await eventually(lambda: bool(stream._chunks))
             with pytest.raises(Limited):
