@@ -59,7 +59,7 @@ def admit(name: str, key: Key) -> Admitted:
     home.write(env, nats_config.environment_file(url=running.nats, client=name, seed_file=path))
     _tell(home, running)
     asyncio.run(_heard(running.nats, name, key.seed))
-    return Admitted(path, [f"For the nats command and for programs: . {env}"])
+    return Admitted(path, [f"For the nats command and for programs: {nats_config.sourcing(env)}"])
 
 
 def take_out(name: str, *, for_good: bool) -> str:

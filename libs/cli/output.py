@@ -41,14 +41,18 @@ def line(value: Any) -> None:
 
 
 def table(rows: Sequence[Sequence[object]], headings: Sequence[str]) -> str:
-    """Plain columns, which also cut and grep can read."""
+    """Plain columns, which also cut and grep can read, and in which no name steers the terminal."""
     if not rows:
         return "(none)"
-    cells = [[str(cell) if cell is not None else "-" for cell in row] for row in (headings, *rows)]
+    cells = [[_plain(str(cell)) if cell is not None else "-" for cell in row] for row in (headings, *rows)]
     widths = [max(len(row[n]) for row in cells) for n in range(len(headings))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells
     )
+
+
+def _plain(text: str) -> str:
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def fail(failure: CommandFailed) -> int:

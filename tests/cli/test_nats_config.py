@@ -4,12 +4,13 @@ import asyncio
 import contextlib
 import json
 import shlex
+import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 from libs.cli.home import Home
 from libs.cli.up import probe, stack
-from libs.cli.up.nats_config import MAX_PAYLOAD, environment_file
+from libs.cli.up.nats_config import MAX_PAYLOAD, environment_file, sourcing
 from libs.cli.up.ollama import Fleet, Node
 from libs.cli.up.ports import Ports
 from libs.common.bus.connection import Bus
@@ -31,6 +32,16 @@ def test_the_environment_file_can_be_sourced() -> None:
         "NATS_USER=demo",
         "NATS_NKEY=/a home/nats-client-demo.nk",
     ]
+
+
+def test_programs_started_from_a_shell_that_sourced_it_see_it(tmp_path: Path) -> None:
+    file = tmp_path / "a home.env"
+    file.write_text(environment_file(url="nats://127.0.0.1:8702", client="demo", seed_file=Path("/a home/demo.nk")))
+    told = subprocess.run(["sh", "-c", f"{sourcing(file)}; env"], env={}, capture_output=True, text=True, check=True)
+
+    assert {"NATS_URL=nats://127.0.0.1:8702", "NATS_USER=demo", "NATS_NKEY=/a home/demo.nk"} <= {
+        *told.stdout.splitlines()
+    }
 
 
 async def test_a_real_server_takes_it_and_knows_every_user(tmp_path: Path) -> None:

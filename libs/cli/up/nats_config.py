@@ -32,5 +32,10 @@ def environment_file(*, url: str, client: str, seed_file: Path) -> str:
     return f"NATS_URL={url}\nNATS_USER={client}\nNATS_NKEY={shlex.quote(str(seed_file))}\n"
 
 
+def sourcing(environment: Path) -> str:
+    """For a shell. Exported, or the programs started there would not see it."""
+    return f"set -a; . {shlex.quote(str(environment))}; set +a"
+
+
 def _quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
