@@ -157,7 +157,7 @@ async def test_a_service_signs_in_over_mutual_tls_by_its_settings(place: Place, 
         try:
             await eventually(lambda: "service.started" in _events(out), within=30)
         finally:
-            process.terminate()
+            process.kill()  # a drain would wait for its streams
             await process.wait()
         with out.open("wb") as file:
             process = await _tiny(settings | {"NATS_TLS_CA": str(place.stranger.file)}, file.fileno())
