@@ -40,12 +40,16 @@ class Open(NamedTuple):
 
 
 class Budgets(msgspec.Struct, omit_defaults=True):
-    """What is used, open reservations included. `open` by the op_id of the job's submission. Changed in place."""
+    """What is used, open reservations included; of it `…_more` is what jobs cost beyond what was taken for them, because
+    their prompts had more tokens than estimated. `open` by the op_id of the job's submission. Changed in place."""
 
     now: int = 0  # the latest minute that anybody saw; it never goes back
     minute: int = 0
     day: int = 0
     month: int = 0
+    minute_more: int = 0
+    day_more: int = 0
+    month_more: int = 0
     open: dict[str, Open] = {}
 
 
@@ -76,16 +80,23 @@ class Full(NamedTuple):
     limit: int
 
 
-def roll(budgets: Budgets, now: Instant) -> None:
-    minute = now.earliest // MINUTE_MS
-    if minute <= budgets.now:
+def roll(budgets: Budgets, now: Instant, limits: Limits) -> None:
+    """By what the jobs of a window passed its limit, the next one has less."""
+    minute, before = now.earliest // MINUTE_MS, budgets.now
+    if minute <= before:
         return
-    budgets.minute = 0
-    if _day(minute) != _day(budgets.now):
-        budgets.day = 0
-    if _month(minute) != _month(budgets.now):
-        budgets.month = 0
     budgets.now = minute
+    owed = _owed(budgets.minute, budgets.minute_more, limits.tokens_per_minute, minute - before)
+    budgets.minute = budgets.minute_more = owed
+    if days := _day(minute) - _day(before):
+        budgets.day = budgets.day_more = _owed(budgets.day, budgets.day_more, limits.tokens_per_day, days)
+    if months := _month(minute) - _month(before):
+        budgets.month = budgets.month_more = _owed(budgets.month, budgets.month_more, limits.tokens_per_month, months)
+
+
+def _owed(used: int, more: int, limit: int, windows: int) -> int:
+    """So many windows later. A limit that was lowered owes nothing."""
+    return max(0, min(more, used - limit) - limit * (windows - 1)) if limit else 0
 
 
 def reserve(budgets: Budgets, limits: Limits, ask: Ask) -> int | Short | Full:
@@ -120,6 +131,14 @@ def settle(budgets: Budgets, op_id: str, spent: int | None) -> bool:
     if reserved is None:
         return False
     more = 0 if spent is None else spent - reserved.tokens
+    if more > 0:  # in the windows of now: those of then may be over
+        budgets.minute += more
+        budgets.day += more
+        budgets.month += more
+        budgets.minute_more += more
+        budgets.day_more += more
+        budgets.month_more += more
+        return True
     if reserved.minute == budgets.now:
         budgets.minute += more
     if _day(reserved.minute) == _day(budgets.now):
@@ -171,7 +190,8 @@ def ends_ms(minute: int, window: Window) -> int:
             return (minute + 1) * MINUTE_MS
         case Window.DAY:
             return (_day(minute) + 1) * 1440 * MINUTE_MS
-    year, month = _month(minute)
+    date = datetime.fromtimestamp(minute * 60, UTC)
+    year, month = date.year, date.month
     following = datetime(year + month // 12, month % 12 + 1, 1, tzinfo=UTC)
     return int(following.timestamp()) * 1000
 
@@ -180,6 +200,6 @@ def _day(minute: int) -> int:
     return minute // 1440
 
 
-def _month(minute: int) -> tuple[int, int]:
+def _month(minute: int) -> int:
     date = datetime.fromtimestamp(minute * 60, UTC)
-    return date.year, date.month
+    return date.year * 12 + date.month

@@ -234,7 +234,7 @@ class Keeper:
             value, revision = await self._bucket.get(self.account)
             self.ledger, self._revision = ledger.read(value), revision
         now, began = await self._clock.now(), self._monotonic()
-        draft = ledger.draft(self.ledger, now)
+        draft = ledger.draft(self.ledger, now, self.limits)
         draft.client = self.client
         takers = [change for change in changes if change.apply is None]
         lease = self._lease_anew(draft, len(takers), now, began)

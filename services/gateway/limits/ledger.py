@@ -5,6 +5,7 @@ Read and written by gateways only, also by those of the release before and after
 
 import msgspec
 
+from libs.common.contracts.clients import Limits
 from libs.common.contracts.codec import Decoder
 from services.gateway.limits import budgets, reader_slots, rolling, stream_slots
 from services.gateway.limits.budgets import Budgets
@@ -33,7 +34,7 @@ def read(value: bytes | None) -> Ledger:
     return _decode(value) if value else Ledger()
 
 
-def draft(ledger: Ledger, now: Instant) -> Ledger:
+def draft(ledger: Ledger, now: Instant, limits: Limits) -> Ledger:
     """A copy to work on, without what time has taken away."""
     copy = Ledger(
         client=ledger.client,
@@ -43,13 +44,13 @@ def draft(ledger: Ledger, now: Instant) -> Ledger:
         readers=dict(ledger.readers),
     )
     rolling.forget(copy.requests, now)
-    budgets.roll(copy.tokens, now)
+    budgets.roll(copy.tokens, now, limits)
     stream_slots.forget(copy.streams, now)
     reader_slots.forget(copy.readers, now)
     return copy
 
 
-def sums(ledger: Ledger, now: Instant) -> Ledger:
+def sums(ledger: Ledger, now: Instant, limits: Limits) -> Ledger:
     """What a draft would say of requests and tokens, without a copy of the open reservations: asked for each answer."""
     tokens = msgspec.structs.replace(ledger.tokens, open={})
-    return draft(Ledger(requests=ledger.requests, tokens=tokens), now)
+    return draft(Ledger(requests=ledger.requests, tokens=tokens), now, limits)

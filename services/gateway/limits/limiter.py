@@ -91,7 +91,7 @@ class Limiter:
         for account in principal.accounts:
             keeper = self._keepers.get(account.name)
             if keeper is not None and keeper.ledger is not None:
-                states.append((account.limits, ledger.sums(keeper.ledger, now), keeper.left))
+                states.append((account.limits, ledger.sums(keeper.ledger, now, account.limits), keeper.left))
         return answers.headers(states, now)
 
     # -- tokens and waiting jobs ---------------------------------------------------------------------------------------

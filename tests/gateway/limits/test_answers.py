@@ -73,7 +73,7 @@ def test_the_other_refusals() -> None:
 def test_headers_tell_of_the_account_with_the_least_left() -> None:
     ledger = Ledger(requests=Rolling(spent=[Spent(NOW.earliest - 1000, 3)], leases={"g": Lease("1", 2, NOW.earliest)}))
     tokens = Budgets()
-    budgets.roll(tokens, NOW)
+    budgets.roll(tokens, NOW, Limits())
     budgets.reserve(tokens, Limits(tokens_per_minute=900), Ask("a", "job_a", 10, 90, 0, 60))
     ledger.tokens = tokens
     wide = Limits(requests_per_minute=100, tokens_per_minute=900, tokens_per_day=850)

@@ -24,7 +24,7 @@ def instant(text: str) -> Instant:
 
 def at(text: str) -> Budgets:
     made = Budgets()
-    budgets.roll(made, instant(text))
+    budgets.roll(made, instant(text), ALL)
     return made
 
 
@@ -88,7 +88,7 @@ def test_an_embedding_reserves_its_prompt() -> None:
 def test_a_job_is_settled_in_the_windows_that_it_was_reserved_in(then: str, left: tuple[int, int, int]) -> None:
     made = at("2026-11-23T12:00:30")
     budgets.reserve(made, ALL, ask("a"))
-    budgets.roll(made, instant(then))
+    budgets.roll(made, instant(then), ALL)
     assert budgets.settle(made, "a", 40)
     assert (made.minute, made.day, made.month) == left
     assert not budgets.settle(made, "a", 40), "twice is once"
@@ -98,16 +98,16 @@ def test_a_job_is_settled_in_the_windows_that_it_was_reserved_in(then: str, left
 def test_the_same_day_of_another_month_and_the_same_month_of_another_year_are_others() -> None:
     made = at("2026-11-23T12:00:30")
     budgets.reserve(made, ALL, ask("a"))
-    budgets.roll(made, instant("2027-11-23T12:00:30"))
+    budgets.roll(made, instant("2027-11-23T12:00:30"), ALL)
     assert made.month == 0
 
 
 def test_time_that_goes_back_opens_no_window_anew() -> None:
     made = at("2026-11-24T00:00:01")
     budgets.reserve(made, ALL, ask("a"))
-    budgets.roll(made, instant("2026-11-23T23:59:59"))
+    budgets.roll(made, instant("2026-11-23T23:59:59"), ALL)
     assert (made.minute, made.day) == (100, 100)
-    budgets.roll(made, instant("2026-11-24T00:00:30"))
+    budgets.roll(made, instant("2026-11-24T00:00:30"), ALL)
     assert (made.minute, made.day) == (100, 100)
 
 
@@ -164,7 +164,7 @@ def test_what_a_job_cost() -> None:
 
 
 @given(
-    limit=st.integers(1, 2000),
+    limit=st.integers(1, 2000) | st.integers(1, 300),
     steps=st.lists(
         st.tuples(
             st.sampled_from(["reserve", "settle"]), st.integers(0, 9), st.integers(0, 500), st.none() | st.integers(0, 500),
@@ -173,30 +173,69 @@ def test_what_a_job_cost() -> None:
         max_size=50,
     ),
 )  # fmt: skip
-def test_sums_are_those_of_the_jobs_and_never_negative_and_over_the_limit_only_by_what_a_job_took_too_much(
+def test_sums_are_those_of_the_jobs_and_what_passed_a_limit_is_missing_afterwards(
     limit: int, steps: list[tuple[str, int, int, int | None, int]]
 ) -> None:
     made, now = Budgets(), instant("2026-11-30T12:00:30").earliest
     limits = Limits(tokens_per_day=limit)
-    counted: dict[str, tuple[int, int, bool]] = {}  # op → (minute, tokens, open)
-    excess = 0
+    first_day = now // (1440 * MINUTE)
+    reserved: dict[str, tuple[int, int]] = {}  # op → (minute, tokens), open ones
+    charged: dict[
+        int, int
+    ] = {}  # by minute: what jobs took, and gave back; what they took beyond that, when it was known
+    beyond = 0
     for number, (what, which, prompt, other, later_s) in enumerate(steps):
         now += later_s * 1000
-        budgets.roll(made, Instant(now, now))
+        budgets.roll(made, Instant(now, now), limits)
         if what == "reserve":
             got = budgets.reserve(made, limits, ask(f"op{number}", prompt, other, cap=300))
             if isinstance(got, int):
-                counted[f"op{number}"] = (made.now, got, True)
-        else:
-            still_open = [op for op, (_, _, is_open) in counted.items() if is_open]
-            if still_open:
-                op = still_open[which % len(still_open)]
-                minute, tokens, _ = counted[op]
-                assert budgets.settle(made, op, other)
-                counted[op] = (minute, tokens if other is None else other, False)
-                excess += max(0, (other or 0) - tokens)
-        for mine, same in ((made.minute, 1), (made.day, 1440)):
-            assert mine == sum(tokens for minute, tokens, _ in counted.values() if minute // same == made.now // same)
-            assert mine >= 0
-        assert made.day <= limit + excess
-        assert set(made.open) == {op for op, (_, _, is_open) in counted.items() if is_open}
+                reserved[f"op{number}"] = (made.now, got)
+                charged[made.now] = charged.get(made.now, 0) + got
+                assert made.day <= limit
+        elif reserved:
+            op = list(reserved)[which % len(reserved)]
+            minute, tokens = reserved.pop(op)
+            assert budgets.settle(made, op, other)
+            more = 0 if other is None else other - tokens
+            at_minute = made.now if more > 0 else minute
+            charged[at_minute] = charged.get(at_minute, 0) + more
+            beyond += max(0, more)
+        assert made.minute == charged.get(made.now, 0), "without a limit nothing is owed"
+        today = sum(tokens for minute, tokens in charged.items() if minute // 1440 == made.now // 1440)
+        earlier = sum(tokens for minute, tokens in charged.items() if minute // 1440 < made.now // 1440)
+        owed = made.day - today
+        assert 0 <= owed <= beyond
+        assert earlier <= limit * (made.now // 1440 - first_day) + owed, "all days together are within their limits"
+        assert made.day <= limit + beyond
+        assert set(made.open) == set(reserved)
+
+
+def test_by_what_a_window_was_passed_the_next_one_is_shorter() -> None:
+    made, limits = at("2026-11-23T12:00:30"), Limits(tokens_per_minute=100, tokens_per_day=1000)
+    budgets.reserve(made, limits, ask("a"))
+    budgets.settle(made, "a", 350)
+    assert (made.minute, made.day) == (350, 350)
+    budgets.roll(made, instant("2026-11-23T12:01:00"), limits)
+    assert (made.minute, made.day) == (250, 350)
+    budgets.roll(made, instant("2026-11-23T12:03:00"), limits)
+    assert made.minute == 50
+    assert isinstance(budgets.reserve(made, limits, ask("b", 10, 41)), Short)
+    assert budgets.reserve(made, limits, ask("b", 10, 40)) == 50
+    budgets.settle(made, "b", 900)
+    assert made.day == 1250
+    budgets.roll(made, instant("2026-11-24T12:03:00"), limits)
+    assert (made.minute, made.day) == (0, 250)
+    budgets.roll(made, instant("2026-11-25T12:03:00"), limits)
+    assert made.day == 0
+
+
+def test_what_a_lowered_limit_allowed_before_is_not_missing_afterwards() -> None:
+    made = at("2026-11-23T12:00:30")
+    budgets.reserve(made, Limits(tokens_per_month=5000), ask("a", 10, 3990))
+    budgets.settle(made, "a", 4010)
+    lower = Limits(tokens_per_month=100)
+    budgets.roll(made, instant("2026-12-01T00:00:00"), lower)
+    assert made.month == 10
+    budgets.roll(made, instant("2027-01-01T00:00:00"), Limits())
+    assert made.month == 0

@@ -19,15 +19,15 @@ def changed(found: Ledger) -> None:
 
 def test_a_draft_leaves_alone_what_it_was_made_of() -> None:
     """It may be thrown away: somebody else was faster."""
-    found = ledger.draft(Ledger(), NOW)
+    found = ledger.draft(Ledger(), NOW, Limits())
     changed(found)
     before = encode(found)
-    changed(ledger.draft(found, NOW))
+    changed(ledger.draft(found, NOW, Limits()))
     assert encode(found) == before
 
 
 def test_what_is_stored_is_read_back_and_nothing_is_a_new_ledger() -> None:
-    found = ledger.draft(Ledger(client="acme"), NOW)
+    found = ledger.draft(Ledger(client="acme"), NOW, Limits())
     changed(found)
     assert ledger.read(encode(found)) == found
     assert ledger.read(None) == Ledger()
