@@ -65,7 +65,8 @@ class Ask(NamedTuple):
 
 
 class Short(NamedTuple):
-    """Why a job is not taken. `until_ms`: when the window ends; `asked` and `left` tokens of it."""
+    """Why a job is not taken. `until_ms`: when a window begins that has room for it, if no other job comes; `asked` and `left`
+    tokens of this one."""
 
     window: Window
     until_ms: int
@@ -115,7 +116,7 @@ def reserve(budgets: Budgets, limits: Limits, ask: Ask) -> int | Short | Full:
     for window, limit in limits_of(limits):
         left = max(0, limit - used(budgets, window))
         if least > left:
-            return Short(window, ends_ms(budgets.now, window), least, left, limit)
+            return Short(window, _fits_at(budgets, window, least, limit), least, left, limit)
         tokens = min(tokens, left)
     budgets.minute += tokens
     budgets.day += tokens
@@ -181,6 +182,16 @@ def limits_of(limits: Limits) -> list[tuple[Window, int]]:
 
 def used(budgets: Budgets, window: Window) -> int:
     return {Window.MINUTE: budgets.minute, Window.DAY: budgets.day, Window.MONTH: budgets.month}[window]
+
+
+def _fits_at(budgets: Budgets, window: Window, tokens: int, limit: int) -> int:
+    more = {Window.MINUTE: budgets.minute_more, Window.DAY: budgets.day_more, Window.MONTH: budgets.month_more}[window]
+    at_ms = ends_ms(budgets.now, window)
+    owed = _owed(used(budgets, window), more, limit, 1)
+    while tokens <= limit < tokens + owed:
+        at_ms = ends_ms(at_ms // MINUTE_MS, window)
+        owed -= limit
+    return at_ms
 
 
 def ends_ms(minute: int, window: Window) -> int:

@@ -216,6 +216,11 @@ def test_by_what_a_window_was_passed_the_next_one_is_shorter() -> None:
     budgets.reserve(made, limits, ask("a"))
     budgets.settle(made, "a", 350)
     assert (made.minute, made.day) == (350, 350)
+    in_four = instant("2026-11-23T12:04:00").earliest
+    assert budgets.reserve(made, limits, ask("b", 10, 41)) == Short(Window.MINUTE, in_four, 51, 0, 100)
+    assert budgets.reserve(made, limits, ask("b", 10, 40)) == Short(Window.MINUTE, in_four - MINUTE, 50, 0, 100)
+    too_much = budgets.reserve(made, limits, ask("b", 10, 91))
+    assert too_much == Short(Window.MINUTE, in_four - 3 * MINUTE, 101, 0, 100), "it never fits"
     budgets.roll(made, instant("2026-11-23T12:01:00"), limits)
     assert (made.minute, made.day) == (250, 350)
     budgets.roll(made, instant("2026-11-23T12:03:00"), limits)
