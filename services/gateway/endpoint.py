@@ -74,7 +74,7 @@ class Endpoint:
             exchange.principal = principal = await self._credentials.principal(exchange.raw_headers, exchange.address)
             if self.spec.scope is not None:
                 require(principal, self.spec.scope)
-            with self._sessions.one(principal) as exchange.session:
+            with self._sessions.one(principal, self.spec.scope) as exchange.session:
                 if self._limiter is not None and principal.accounts:
                     await self._count(self._limiter, exchange, principal)
                 await self.spec.handler(exchange, principal)

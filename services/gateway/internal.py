@@ -123,7 +123,7 @@ class InternalApi:
             raise failed(Code.NOT_FOUND, f"there are {', '.join(SCOPES)}, but no {verb[:64]}")
         principal = self._credentials.named(client)
         require(principal, SCOPES[verb])
-        with self._sessions.one(principal) as session:
+        with self._sessions.one(principal, SCOPES[verb]) as session:
             try:
                 return encode(await self._call(principal, verb, payload or b"{}"))
             except asyncio.CancelledError:

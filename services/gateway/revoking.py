@@ -9,7 +9,6 @@ import asyncio
 import structlog
 
 from libs.common.bus.failures import BusError
-from libs.common.contracts.clients import Principal
 from libs.common.contracts.faults import Failed
 from libs.common.contracts.jobs import Binding, Submission
 from libs.common.contracts.subjects import JobKey
@@ -17,7 +16,7 @@ from services.gateway import metrics
 from services.gateway.credentials import Credentials
 from services.gateway.job_service import JobService
 from services.gateway.listing import unfinished
-from services.gateway.sessions import Sessions
+from services.gateway.sessions import Session, Sessions
 
 log = structlog.get_logger()
 
@@ -53,9 +52,12 @@ class Revoking:
         while not self._credentials.fresh:  # noqa: ASYNC110  # freshness comes and goes with the clock, nobody tells
             await asyncio.sleep(FRESH_LOOK_S)
 
-    def _lapsed(self, principal: Principal) -> str | None:
-        at = principal.issued_at
-        return self._credentials.lapsed(principal.client, principal.credential, at, kid=principal.kid)
+    def _lapsed(self, session: Session) -> str | None:
+        who, scope = session.principal, session.scope
+        lapsed = self._credentials.lapsed(who.client, who.credential, who.issued_at, kid=who.kid)
+        if lapsed is None and scope is not None and not self._credentials.has(who, scope):
+            return f"the scope {scope} was taken away"
+        return lapsed
 
     async def _sweep_twice(self, client: str) -> None:
         await self._sweep(client)

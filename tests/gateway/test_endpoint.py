@@ -102,7 +102,7 @@ async def test_a_revoked_stream_is_closed_also_when_its_client_reads_nothing() -
     }
     request = asyncio.create_task(Endpoint(spec, Anybody(), sessions)(scope, stuck.receive, stuck.send))  # type: ignore[arg-type]
     await eventually(lambda: stuck.sent == 3)
-    assert sessions.end_lapsed(["c"], lambda principal: "it was revoked") == 1
-    assert sessions.end_lapsed(None, lambda principal: "it was revoked") == 0  # once is enough
+    assert sessions.end_lapsed(["c"], lambda session: "it was revoked") == 1
+    assert sessions.end_lapsed(None, lambda session: "it was revoked") == 0  # once is enough
     await asyncio.wait_for(request, 10)
     assert stuck.aborted.is_set()

@@ -14,7 +14,7 @@ from joserfc.jws import extract_compact
 
 from libs.common.bus.buckets import Bucket
 from libs.common.bus.connection import Bus
-from libs.common.contracts.clients import DEFAULT_SCOPES, ApiKey, Principal, decode_api_key, decode_client
+from libs.common.contracts.clients import DEFAULT_SCOPES, ApiKey, Principal, Scope, decode_api_key, decode_client
 from libs.common.contracts.codec import encode
 from libs.common.contracts.revocations import Revocation, signing_key_record, token_record
 from libs.common.contracts.subjects import JobKey
@@ -278,6 +278,26 @@ async def test_a_call_over_nats_ends_as_well(world: World, nats: NatsServer) -> 
         await world.until_all_cancelled("billing", await _count(world, "billing"))
 
 
+@pytest.mark.parametrize("who", ["client", "key"])
+async def test_what_needs_a_scope_that_is_taken_away_ends_and_its_jobs_go_on(world: World, who: str) -> None:
+    await world.client()
+    key = await world.key("mallory")
+    async with world.gateways[-1].client(key) as http:
+        await eventually(lambda: _answers(http))
+        job = (await http.post("/jobs", json=JOB)).json()["id"]
+        ends = await Stream.open(http, "GET", f"/jobs/{job}/stream")
+        chat = await Stream.open(http, "POST", "/v1/chat/completions", json=LONG | {"stream": True})
+        scopes = tuple(str(scope) for scope in DEFAULT_SCOPES if scope is not Scope.JOBS_READ)
+        if who == "client":
+            await world.change_client("mallory", scopes=scopes)
+        else:
+            await world.change_key(key, scopes=scopes)
+        assert b"the scope jobs:read was taken away" in (await ends.ended())[-600:]
+        assert (await http.get(f"/jobs/{job}")).status_code == 403
+        assert chat.is_open, "it needs another one"
+        assert set((await world.states("mallory")).values()) <= {"queued", "bound", "running"}
+
+
 async def _count(world: World, client: str) -> int:
     return len(await world.states(client))
 
@@ -402,7 +422,7 @@ class HalfKnown:
 async def test_who_is_not_known_yet_is_not_ended() -> None:
     credentials, sessions = HalfKnown(), Sessions()
     running = asyncio.create_task(Revoking(credentials, sessions, None).run())  # type: ignore[arg-type]
-    with sessions.one(Principal(client="alice", scopes=frozenset())) as session:
+    with sessions.one(Principal(client="alice", scopes=frozenset()), None) as session:
         await eventually(lambda: credentials.asked_if_fresh >= 3)
         credentials.known = True
         await eventually(lambda: credentials.asked)

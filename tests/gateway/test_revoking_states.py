@@ -97,9 +97,9 @@ class Gateway:
         (self.credentials._directory if directory else self.credentials._revocations)._record(stored)
         self.heard += 1
 
-        def lapsed(principal: Principal) -> str | None:
-            at, kid = principal.issued_at, principal.kid
-            return self.credentials.lapsed(principal.client, principal.credential, at, kid=kid)
+        def lapsed(session: Session) -> str | None:
+            who = session.principal
+            return self.credentials.lapsed(who.client, who.credential, who.issued_at, kid=who.kid)
 
         self.sessions.end_lapsed(self.credentials.changes.take(), lapsed)
 
@@ -249,7 +249,7 @@ class Revocations(RuleBasedStateMachine):
         entered: asyncio.Future[Session] = asyncio.get_running_loop().create_future()
 
         async def request() -> None:
-            with gateway.sessions.one(principal) as session:
+            with gateway.sessions.one(principal, None) as session:
                 entered.set_result(session)
                 with contextlib.suppress(asyncio.CancelledError):
                     await asyncio.Event().wait()

@@ -138,6 +138,13 @@ class Credentials:
             return "the key that signed the access token was withdrawn"
         return None
 
+    def has(self, principal: Principal, scope: Scope) -> bool:
+        """Still? A scope may be taken away from client or key. To be believed only while `fresh`."""
+        client = self._directory.clients.get(principal.client)
+        kind, _, name = principal.credential.partition(":")
+        key = self._directory.keys.get(name) if kind == "key" else None
+        return client is not None and scope in principal.scopes & _scopes(client, key)
+
     def with_lapses(self) -> set[str]:
         """Clients of which something is disabled or revoked at the moment, and those that were deleted."""
         if self._revocations.keys:  # signed tokens for whomever
@@ -160,10 +167,7 @@ class Credentials:
         if key.expires_at is not None and self._clock() >= key.expires_at:
             raise _unauthenticated("This API key has expired. Ask for a new one.")
         client = self._client(key.client)
-        scopes = frozenset(client.scopes)
-        if key.scopes is not None:
-            scopes &= frozenset(key.scopes)
-        return _principal(client, scopes, f"key:{key.id}", key=key)
+        return _principal(client, _scopes(client, key), f"key:{key.id}", key=key)
 
     def _by_token(self, claims: Claims) -> Principal:
         client = self._client(claims.client)
@@ -213,6 +217,11 @@ def require(principal: Principal, scope: Scope) -> None:
             Code.FORBIDDEN,
             f"This needs the scope {scope}; the credential has {' '.join(sorted(principal.scopes)) or 'none'}.",
         )
+
+
+def _scopes(client: Client, key: ApiKey | None) -> frozenset[str]:
+    own = frozenset(client.scopes)
+    return own if key is None or key.scopes is None else own & frozenset(key.scopes)
 
 
 def _principal(client: Client, scopes: frozenset[str], credential: str, *, key: ApiKey | None = None) -> Principal:

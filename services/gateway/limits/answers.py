@@ -8,6 +8,7 @@ from libs.common.contracts.faults import Code, Fault
 from services.gateway.limits import budgets, reader_slots, rolling
 from services.gateway.limits.budgets import Full, Short, Window
 from services.gateway.limits.ledger import Ledger
+from services.gateway.limits.pace import READS_PER_S
 from services.gateway.limits.rolling import Instant, Wait
 
 SOON_S = 1.0  # a slot of a stream, or in the queue, may be free at any moment
@@ -31,6 +32,11 @@ def too_many_streams(account: str, limits: Limits) -> Fault:
     most = limits.open_streams or reader_slots.MAX
     message = f"{_who(account)} may have {most} streams open at once; close one, then try again"
     return Fault(code=Code.RATE_LIMITED, message=message, retry_after_s=SOON_S)
+
+
+def too_many_reads(late_s: float) -> Fault:
+    message = f"a stream may be read {READS_PER_S:g} times a second; wait for what comes, or read with wait_s"
+    return Fault(code=Code.RATE_LIMITED, message=message, retry_after_s=late_s)
 
 
 def too_many_jobs(account: str, full: Full) -> Fault:

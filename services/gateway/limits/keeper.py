@@ -16,6 +16,7 @@ from libs.common.contracts.codec import encode
 from libs.common.ids import new_op_id
 from services.gateway.limits import ledger, metrics, reader_slots, rolling, stream_slots
 from services.gateway.limits.ledger import Ledger
+from services.gateway.limits.reader_slots import Place
 from services.gateway.limits.rolling import LEASE_MS, Instant, Wait
 
 COMMIT_S = 5.0  # then the caller hears that nobody could be asked
@@ -160,19 +161,11 @@ class Keeper:
 
     # -- streams that are read over NATS -------------------------------------------------------------------------------
 
-    async def keep_reader(self, limits: Limits, reader: str, wait_ms: int) -> bool:
-        """Is its stream open, so that it goes on? Raises BusError."""
-        self.used(limits)
-        return await self.change(lambda draft, now: reader_slots.keep(draft.readers, reader, wait_ms, now))
+    async def take_reader(self, limits: Limits, reader: str, wait_ms: int) -> Place:
+        """Its stream begins or goes on, if there is a slot for it. One that was stored without an ack is kept. Raises
+        BusError."""
 
-    async def has_room(self, limits: Limits) -> bool:
-        """For one more, at this moment? Raises BusError."""
-        return await self.change(lambda draft, now: (len(draft.readers) < _room(draft, limits), False))
-
-    async def take_reader(self, limits: Limits, reader: str, wait_ms: int) -> bool:
-        """Is there a slot for it? Raises BusError."""
-
-        def take(draft: Ledger, now: Instant) -> tuple[bool, bool]:
+        def take(draft: Ledger, now: Instant) -> tuple[Place, bool]:
             return reader_slots.take(draft.readers, reader, wait_ms, _room(draft, limits), now)
 
         self.used(limits)

@@ -27,6 +27,8 @@ from services.gateway.limits.budgets import OUTPUT_TOKENS, Ask, Full, Short
 from services.gateway.limits.clock import ServerClock
 from services.gateway.limits.keeper import Keeper
 from services.gateway.limits.ledger import Ledger
+from services.gateway.limits.pace import Pace
+from services.gateway.limits.reader_slots import Place
 from services.gateway.limits.rolling import Instant
 from services.gateway.limits.settling import Settling, pause
 
@@ -51,6 +53,7 @@ class Limiter:
         self._settling = Settling(bus)
         self._holder = secrets.token_hex(6)
         self._keepers: dict[str, Keeper] = {}
+        self._pace = Pace()
 
     async def run(self) -> None:
         """Keeps the ledgers in step with what is open here and with what has ended, until cancelled."""
@@ -174,21 +177,22 @@ class Limiter:
     async def read(self, principal: Principal, job: str, reader: str, *, wait_s: float) -> bool:
         """Counts a `read` over NATS. The first of a stream is a request, and takes a stream's place; those that follow in time
         keep it. Did it begin one? Raises Failed: RATE_LIMITED. Raises BusError."""
-        accounts = _counting_readers(principal)
-        name, wait_ms = reader_slots.name(job, reader), int(wait_s * 1000)
-        began = []
-        for account in accounts:
-            if not await self._keeper(principal, account).keep_reader(account.limits, name, wait_ms):
-                began.append(account)
-        for account in began:  # who asks again and again until a place is free has sent no request yet
-            if not await self._keeper(principal, account).has_room(account.limits):
-                raise _no_place(account)
+        name, wait_ms, began = reader_slots.name(job, reader), int(wait_s * 1000), False
+        for account in _counting_readers(principal):
+            if (late_s := self._pace.late_s(f"{account.name}.{name}", time.monotonic())) > 0:
+                raise Failed(answers.too_many_reads(late_s))
+            match await self._keeper(principal, account).take_reader(account.limits, name, wait_ms):
+                case Place.FULL:  # who asks again and again until a place is free has sent no request yet
+                    raise _no_place(account)
+                case Place.TAKEN:
+                    began = True
         if began:
-            await self.admit(principal)
-        for account in began:
-            if not await self._keeper(principal, account).take_reader(account.limits, name, wait_ms):
-                raise _no_place(account)
-        return bool(began)
+            try:
+                await self.admit(principal)
+            except Failed:
+                await self.leave(principal, job, reader)
+                raise
+        return began
 
     async def leave(self, principal: Principal, job: str, reader: str) -> None:
         """That stream is not read any more. Twice is once; what cannot be written now lapses."""

@@ -2,12 +2,21 @@
 gateway, says how long its stream counts. Pure.
 """
 
+from enum import Enum
+
 from services.gateway.limits.rolling import Instant
 
 # After a read's own wait. A reader asks again every 5 s while tokens come, every 10 to 20 s while its job waits.
 HOLDS_MS = 30_000
 WORTH_MS = 5_000  # a stream that goes on is not written for less: who asks more often writes no more often
 MAX = 2_000  # of one account, whatever its limit: about 120 kB of a ledger that is written with every change
+
+
+class Place(Enum):
+    TAKEN = "taken"
+    KEPT = "kept"
+    FULL = "full"
+
 
 Readers = dict[str, int]  # until when each one counts, in milliseconds of the server's clock
 
@@ -22,26 +31,19 @@ def forget(readers: Readers, now: Instant) -> None:
         del readers[reader]
 
 
-def keep(readers: Readers, reader: str, wait_ms: int, now: Instant) -> tuple[bool, bool]:
-    """Is this stream open, so that it goes on? And: did that change anything? `forget` was called."""
-    if reader not in readers:
-        return False, False
+def take(readers: Readers, reader: str, wait_ms: int, room: int, now: Instant) -> tuple[Place, bool]:
+    """This stream begins or goes on. And: did that change anything? `room`: what the limit leaves to readers. Who is in stays
+    in, also when the limit was lowered. `forget` was called."""
     until_ms = now.latest + wait_ms + HOLDS_MS
-    if until_ms - readers[reader] < WORTH_MS:
-        return True, False
-    readers[reader] = until_ms
-    return True, True
-
-
-def take(readers: Readers, reader: str, wait_ms: int, room: int, now: Instant) -> tuple[bool, bool]:
-    """Is it open now? And: did that change anything? `room`: what the limit leaves to readers. Who is in stays in, also when
-    the limit was lowered. `forget` was called."""
     if reader in readers:
-        return keep(readers, reader, wait_ms, now)
+        is_worth_it = until_ms - readers[reader] >= WORTH_MS
+        if is_worth_it:
+            readers[reader] = until_ms
+        return Place.KEPT, is_worth_it
     if len(readers) >= min(room, MAX):
-        return False, False
-    readers[reader] = now.latest + wait_ms + HOLDS_MS
-    return True, True
+        return Place.FULL, False
+    readers[reader] = until_ms
+    return Place.TAKEN, True
 
 
 def leave(readers: Readers, reader: str) -> bool:

@@ -12,6 +12,7 @@ from services.gateway.limits import budgets, reader_slots, settling
 from services.gateway.limits.budgets import Ask
 from services.gateway.limits.keeper import Keeper
 from services.gateway.limits.ledger import read
+from services.gateway.limits.reader_slots import Place
 from services.gateway.limits.rolling import Instant
 from services.gateway.limits.settling import Settling
 from tests.gateway.limits.folders import Folders
@@ -155,9 +156,10 @@ class Budgets(RuleBasedStateMachine):
         keeper = self.one_of(choice).keeper
         is_open = self.readers.get(reader, 0) > self.world.time.ms
         self.world.bucket.lose = lose
-        goes_on = self.world.do(keeper.keep_reader(self.world.limits, reader, 1000))
-        assert goes_on or not is_open
-        if goes_on or self.world.do(keeper.take_reader(self.world.limits, reader, 1000)):
+        place = self.world.do(keeper.take_reader(self.world.limits, reader, 1000))
+        assert place is Place.KEPT or not is_open
+        assert place is not Place.KEPT or lose or reader in self.readers
+        if place is not Place.FULL:
             self.readers[reader] = self.world.time.ms + 1000 + reader_slots.HOLDS_MS - reader_slots.WORTH_MS
         self.world.bucket.lose = ""
 

@@ -1,5 +1,6 @@
 """`open_streams` and `requests_per_minute` of who reads over NATS: two gateways, of which NATS chooses one for each call."""
 
+import asyncio
 import base64
 import contextlib
 from collections.abc import AsyncIterator
@@ -10,7 +11,7 @@ import pytest
 from libs.client import Arriero, Limited
 from libs.common.bus.connection import Bus
 from libs.common.states import JobState
-from services.gateway.limits import reader_slots
+from services.gateway.limits import pace, reader_slots
 from tests.client.reading import reading
 from tests.gateway.calling import Service
 from tests.gateway.conftest import adopt
@@ -126,6 +127,26 @@ async def test_a_log_without_an_end_event_is_one_stream_of_the_client_library(
             assert reader.texts == ["one "]
             assert reader.error is not None
             assert reader.error.code == state
+
+
+async def test_reads_that_begin_a_stream_together_are_one_request(nats: NatsServer, bus: Bus) -> None:
+    async with service(nats, bus, requests_per_minute=2) as (asking, (one, _)):
+        job = await submitted(one)
+        answers = await asyncio.gather(*(refused(asking, job, "one") for _ in range(10)))
+        assert answers == [False] * 10
+        assert await refused(asking, job, "two")
+        assert (await ledger_of(bus)).readers.keys() == {f"{job}.one"}, "what was refused has no place"
+
+
+async def test_a_stream_is_read_only_so_fast(nats: NatsServer, bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pace, "BURST", 3)
+    monkeypatch.setattr(pace, "READS_PER_S", 0.01)
+    async with service(nats, bus, requests_per_minute=50) as (asking, (one, _)):
+        job = await submitted(one)
+        found = [await refused(asking, job, "one") for _ in range(8)]
+        assert found[:3] == [False] * 3
+        assert 3 <= found.count(False) <= 6, "each of two gateways has its own count"
+        assert not await refused(asking, job, "two")
 
 
 async def test_who_waits_for_a_place_sends_no_requests(nats: NatsServer, bus: Bus) -> None:
