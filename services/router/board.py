@@ -158,7 +158,7 @@ class Board:
 
     def drop(self, key: JobKey) -> None:
         """The job has ended."""
-        self.scheduler.discard(key)
+        self.scheduler.drop(key)
         self.queue.ended(key, time.monotonic())
         self.waiting.discard(key)
         self.bound.pop(key, None)
@@ -173,7 +173,7 @@ class Board:
         if done.state is not JobState.SUCCEEDED or done.node not in self.fleet.nodes:
             return
         self.fleet.nodes[done.node].succeeded()
-        self.scheduler.learn(key.client, done)
+        self.scheduler.learn(key, done)
         timings, decision = done.timings, done.decision
         if timings and decision and decision.ttft_s and timings.first_token is not None and timings.wait is not None:
             metrics.prediction_ratio.observe((timings.first_token - timings.wait) / decision.ttft_s)

@@ -13,6 +13,7 @@ from services.router import vram
 from services.router.catalog import Catalog
 from services.router.demand import Demand
 from services.router.fleet import NodeView
+from services.router.keeping import Keeping
 from services.router.prefixes import Prefixes
 from services.router.rates import Mean, Rates, Speed
 
@@ -57,6 +58,7 @@ class Terms(NamedTuple):
 class Pricing:
     rates: Rates = field(default_factory=Rates)
     prefixes: Prefixes = field(default_factory=Prefixes)
+    keeping: Keeping = field(default_factory=Keeping)
     demand: Demand = field(default_factory=Demand)
     catalog: Catalog = field(default_factory=Catalog)
     exact_sizes: bool = False  # a model needs what it weighs, and runs only where it fits: the simulator's world
@@ -101,8 +103,9 @@ class Pricing:
         )
 
     def cached(self, ask: Ask, node: str) -> int:
-        """Tokens of its prompt that a node holds for its model; the last one is always reckoned anew."""
-        return min(self.prefixes.tokens(node, ask.model, ask.affinity), max(0, ask.prompt_tokens - 1))
+        """Tokens of its prompt that a node may be expected to hold for its model; the last one is always reckoned anew."""
+        tokens, since = self.prefixes.found(node, ask.model, ask.affinity)
+        return int(min(tokens, max(0, ask.prompt_tokens - 1)) * self.keeping.share(node, since)) if tokens else 0
 
     def warm(self, node: NodeView, model: str) -> tuple[float, float]:
         """Of `speed`, what counts where the model is in memory: seconds per prompt token and per output token."""

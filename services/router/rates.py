@@ -60,7 +60,7 @@ class Rates:
         model: str,
         size: int,
         *,
-        new_tokens: int = 0,
+        new_tokens: float = 0,
         prefill_s: float = 0.0,
         output_tokens: int = 0,
         decode_s: float = 0.0,

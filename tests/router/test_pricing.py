@@ -87,6 +87,19 @@ def test_a_prompt_that_is_cached_needs_no_prefill_but_for_its_last_token() -> No
     )  # it has to be loaded
 
 
+def test_of_a_cached_prompt_as_much_counts_as_the_node_turned_out_to_keep() -> None:
+    pricing, node = a_pricing("m:1"), a_node(loaded=("m:1",))
+    pricing.prefixes.remember("n1", "m:1", ("one:1500",))
+    pricing.prefixes.remember("n1", "m:1", ("other:100",))
+    for _ in range(200):
+        pricing.keeping.learn("n1", 1, 0.5)
+    half = priced(pricing, node, an_ask(affinity=("one:1500", "two:2000")))
+    assert half.cached_tokens == pytest.approx(750, abs=5)
+    assert half.prefill_s == pytest.approx(1.25, abs=0.01)
+    newest = priced(pricing, node, an_ask(affinity=("other:100",)))
+    assert newest.cached_tokens == 100
+
+
 def test_a_slot_comes_when_the_first_answer_is_expected_to_end() -> None:
     node = a_node(loaded=("m:1",))
     for n, ends_in in ((1, 9.0), (2, 4.0)):

@@ -16,7 +16,7 @@ from services.router.fleet import PRELOAD_RETRY_S, Fleet, Hold, NodeView
 from services.router.look import Look
 from services.router.pricing import Ask
 from services.router.queue import Waiting
-from services.router.scheduler import Scheduler
+from services.router.scheduler import Ran, Scheduler
 from services.router.wishes import Loading, Placement
 from tests.router.building import a_beat
 
@@ -162,6 +162,59 @@ def test_a_conversation_returns_to_the_node_that_holds_it_unless_that_is_dearer(
     assert second_turn("a", busy=False) == {"j1": "a"}
     assert second_turn("b", busy=False) == {"j1": "b"}
     assert second_turn("b", busy=True) == {"j1": "a"}
+
+
+def a_turn(scheduler: Scheduler, n: int, *, new_tokens: int, taught: int = 9_000, rate: float = 1_000.0) -> None:
+    """A turn of 10,000 tokens of which the turn before brought `taught`; it took as long as `new_tokens` do."""
+    key = submit(scheduler, n, prompt=10_000, affinity=(f"turn{n - 1}:{taught}", f"turn{n}:10000"))
+    (wish,) = wishes(scheduler)
+    assert isinstance(wish, Placement)
+    ran = Ran("n1", "m:1", 10_000, 100, new_tokens / rate, 2.0, cached_tokens=wish.decision.cached_tokens)
+    scheduler.ran(key, ran)
+    wish.node.release((key, n), 0)
+    scheduler.queue.ended(key, NOW)
+
+
+def test_what_a_node_keeps_of_prompts_is_learned_from_how_long_they_take_and_its_speed_is_not_mistaken() -> None:
+    scheduler = a_scheduler(a_node(loaded=("m:1",)))
+    rates, keeping = scheduler.pricing.rates, scheduler.pricing.keeping
+    a_turn(scheduler, 1, new_tokens=10_000)
+    for n in range(2, 60):
+        a_turn(scheduler, n, new_tokens=10_000)  # nothing was kept, whatever was believed
+    assert keeping.share("n1", 0) < 0.1
+    assert rates.seen("n1", "m:1") == pytest.approx((0.001, 0.02))
+    for n in range(60, 160):
+        a_turn(scheduler, n, new_tokens=1_000)  # all was
+    assert keeping.share("n1", 0) > 0.9
+    assert rates.seen("n1", "m:1") == pytest.approx((0.001, 0.02))
+
+
+def test_a_speed_that_no_share_of_the_prompt_explains_is_learned_although_it_was_cached() -> None:
+    scheduler = a_scheduler(a_node(loaded=("m:1",)))
+    for n in range(1, 5):
+        a_turn(scheduler, n, new_tokens=10_000 if n == 1 else 1_000)
+    for n in range(5, 60):
+        a_turn(scheduler, n, new_tokens=10_000, rate=250.0)
+    seen = scheduler.pricing.rates.seen("n1", "m:1")
+    assert seen is not None
+    assert seen[0] == pytest.approx(0.004, rel=0.05)
+
+
+def test_of_a_job_that_ended_elsewhere_or_badly_nothing_is_learned_about_what_is_kept() -> None:
+    scheduler = a_scheduler(a_node("n1", loaded=("m:1",)), a_node("n2", loaded=("m:1",), draining=True))
+    a_turn(scheduler, 1, new_tokens=10_000)
+    scheduler.ran(JobKey("acme", "before"), Ran("n2", "m:1", 10_000, 100, 10.0, 2.0))
+    for n, end in ((2, "elsewhere"), (3, "dropped")):
+        key = submit(scheduler, n, prompt=10_000, affinity=("turn1:9000", f"turn{n}:10000"))
+        (wish,) = wishes(scheduler)
+        assert key in scheduler.found
+        if end == "elsewhere":
+            scheduler.ran(key, Ran("n2", "m:1", 10_000, 100, 10.0, 2.0))
+        else:
+            scheduler.drop(key)
+        assert key not in scheduler.found
+        wish.node.release((key, n), 0)
+    assert scheduler.pricing.keeping.share("n1", 0) == scheduler.pricing.keeping.share("n2", 0) == 1.0
 
 
 def pinned(*nodes: str) -> Catalog:

@@ -13,7 +13,7 @@ from services.router.fleet import Fleet, NodeView
 from services.router.look import Look
 from services.router.pricing import Ask, Pricing
 from services.router.queue import Waiting, cost
-from services.router.scheduler import Scheduler
+from services.router.scheduler import Ran, Scheduler
 from services.router.simulate.fleet import ModelSpec
 from services.router.simulate.policy import Binding, Job, Observed, Policy, Preload
 from services.router.simulate.policy import NodeView as SimulatedNode
@@ -36,6 +36,7 @@ class Arriero(Policy):
         self._scheduler = Scheduler(self._fleet, Pricing(exact_sizes=True))
         self._jobs: dict[JobKey, Job] = {}
         self._tokens: dict[JobKey, float] = {}
+        self._cached: dict[JobKey, int] = {}  # of those that run: tokens of the prompt, as expected
         self._conversations: dict[str, tuple[int, int]] = {}  # turns, and tokens after the last
         self._beats = 0
         for node in nodes:
@@ -67,6 +68,7 @@ class Arriero(Policy):
             job = self._jobs[placement.job.key]
             placement.node.reserve((placement.job.key, job.id), placement.hold)
             self._scheduler.commit(placement, at)
+            self._cached[placement.job.key] = placement.decision.cached_tokens
             yield Binding(job.id, placement.node.name, tuple(self._spelled[m] for m in placement.hold.evict))
             self._hear(placement.node.name, now)
 
@@ -85,13 +87,12 @@ class Arriero(Policy):
 
     def finished(self, job: Job, node: str, now: float, observed: Observed) -> None:
         key = JobKey(job.client, str(job.id))
-        pricing, model = self._scheduler.pricing, self._canonical[job.model]
-        pricing.rates.learn(
-            node, model, self._sizes[job.model], new_tokens=observed.prefilled_tokens, prefill_s=observed.prefill_s,
-            output_tokens=observed.output_tokens, decode_s=observed.decode_s,
+        ran = Ran(
+            node, self._canonical[job.model], job.prompt_tokens, observed.output_tokens, observed.prefill_s,
+            observed.decode_s, cached_tokens=self._cached.pop(key, 0),
         )  # fmt: skip
-        pricing.rates.learn_answer(job.client, model, observed.output_tokens)
-        pricing.worked(model, (observed.prefill_s + observed.decode_s) * pricing.rates.pace(node))
+        self._scheduler.ran(key, ran)
+        self._scheduler.drop(key)
         self._scheduler.queue.ended(key, BEGIN_S + now, tokens=cost(job.prompt_tokens, observed.output_tokens))
         self._fleet.nodes[node].release((key, job.id), 0)
         if job.conversation is not None:
