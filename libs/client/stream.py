@@ -80,11 +80,11 @@ class Stream:
         if self._watching is not None:
             self._watching.cancel()
             await asyncio.gather(self._watching, return_exceptions=True)
+        for subscription in self._subscriptions:
+            await subscription.stop()
         if self._is_counted:
             with contextlib.suppress(ArrieroError):  # it lapses
                 await self._calls.once("leave", {"id": self._key.job, "reader": self._reader}, timeout=LEAVE_S)
-        for subscription in self._subscriptions:
-            await subscription.stop()
 
     def look_again(self) -> None:
         """Something may have been missed, or the connection is gone for good."""
