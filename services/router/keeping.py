@@ -6,11 +6,10 @@ Ollama does not say how many tokens it found; that follows from how long the new
 from services.router.rates import Mean
 
 NEWEST = 0.05  # weight of a new figure among many older ones: most are 0 or 1
-AS_MANY = (
-    4  # figures that the guess stands for, of which the first one is the fleet's, and the fleet's that all is kept
-)
+# Figures that the guess stands for: a node's is what the fleet keeps, the fleet's that all is kept.
+AS_MANY = 4
 MOST = 8  # 128 others since, and more, are alike
-MAX_NODES = 10_000
+MAX_KNOWN = 10_000  # of nodes and steps
 
 
 class Keeping:
@@ -27,7 +26,7 @@ class Keeping:
     def learn(self, node: str, since: int, share: float) -> None:
         step = min(since.bit_length(), MOST)
         fleet = self._fleet.setdefault(step, Mean(NEWEST, 1.0, AS_MANY))
-        if len(self._nodes) > MAX_NODES:
+        if len(self._nodes) > MAX_KNOWN:
             self._nodes.clear()
         self._nodes.setdefault((node, step), Mean(NEWEST, fleet.value, AS_MANY)).add(share)
         fleet.add(share)
