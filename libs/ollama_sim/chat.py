@@ -102,6 +102,8 @@ def _render(model: Model, request: ChatRequest, num_ctx: int) -> Prompt:
     tools_json = "\n".join(msgspec.json.encode(tool).decode() for tool in request.tools)
     does_think = model.can_think if request.think is None else bool(request.think)
     messages = request.messages
+    if model.system and messages[0].role != "system":
+        messages = (Message("system", model.system), *messages)
     while True:
         prompt = render_chat(model, messages, tools_json=tools_json, does_think=does_think)
         if not request.does_truncate or count_tokens(prompt.text) <= num_ctx:

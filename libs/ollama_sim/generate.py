@@ -79,7 +79,8 @@ def _check_capabilities(model: Model, request: GenerateRequest) -> None:
 def _prompt(model: Model, request: GenerateRequest) -> Prompt:
     if request.is_raw:
         return read_raw(model, request.prompt)
-    system = (Message("system", request.system),) if request.system else ()
+    said = request.system or model.system
+    system = (Message("system", said),) if said else ()
     does_think = model.can_think if request.think is None else bool(request.think)
     return render_chat(model, (*system, Message("user", request.prompt)), tools_json="", does_think=does_think)
 

@@ -114,7 +114,9 @@ def _in_millions_or_billions(count: int) -> str:
 
 def _shown(model: Model) -> ShownModel:
     template = "{{ .Prompt }}" if model.can_embed else TEMPLATES[model.path]
-    extra = "RENDERER simulated\nPARSER simulated\n" if model.path is ChatPath.PARSER else ""
+    extra = f'SYSTEM """{model.system}"""\n' if model.system else ""
+    if model.path is ChatPath.PARSER:
+        extra += "RENDERER simulated\nPARSER simulated\n"
     is_go = model.path in {ChatPath.TEMPLATE_OPEN, ChatPath.TEMPLATE_CLOSED}
     layer = f'TEMPLATE """{template}"""' if is_go else "TEMPLATE {{ .Prompt }}"
     modelfile = (
@@ -124,6 +126,7 @@ def _shown(model: Model) -> ShownModel:
     return ShownModel(
         modelfile=modelfile,
         template=template,
+        system=model.system,
         details=details_of(model),
         model_info=_model_info(model),
         tensors=_tensors(model),

@@ -51,6 +51,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     context_length: int = 32768  # what it was trained with; num_ctx is clamped to it
     embedding_length: int = 768
     architecture: str = ""  # GGUF name; empty = guessed from the model's
+    system: str = ""  # its Modelfile's, for requests without one
     blob: str = ""  # models that share a blob share a runner
     revision: int = 1  # another revision has other digests and other answers
     modified_ns: int = 0
@@ -58,7 +59,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def digest(self) -> str:
         """Of the manifest: 64 hex digits without the `sha256:` in front."""
-        return _sha256("manifest", self.name.full, self.blob_id, self.path)
+        return _sha256("manifest", self.name.full, self.blob_id, self.path, *([self.system] if self.system else []))
 
     @property
     def blob_id(self) -> str:

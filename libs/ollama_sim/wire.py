@@ -143,9 +143,10 @@ class Tensor(msgspec.Struct, frozen=True):
     shape: list[int]
 
 
-class ShownModel(msgspec.Struct, frozen=True):
+class ShownModel(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     modelfile: str
     template: str
+    system: str = ""
     details: Details
     model_info: dict[str, Any]
     tensors: list[Tensor]

@@ -92,6 +92,12 @@ class FleetView:
             return found
         return {name: model for name, model in found.items() if principal.allows(name)}
 
+    def own_prompt(self, model: str) -> int:
+        """The most bytes that its Modelfile puts before every prompt, on any node."""
+        wanted = canonical_model(model)
+        found = (each for beat, _ in self.current() for each in beat.models if canonical_model(each.name) == wanted)
+        return max((each.prompt_bytes for each in found), default=0)
+
     def working(self, node: str, client: str, job: str, epoch: int) -> bool:
         """Does the node's last heartbeat list this run?"""
         entry = self._beats.get(node)

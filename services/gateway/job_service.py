@@ -29,6 +29,7 @@ from services.gateway.dialects import NOT_FOUND_JOB
 from services.gateway.fleet import FleetView
 from services.gateway.job_bodies import parse_job
 from services.gateway.limits import Limiter
+from services.gateway.limits.prompt_bound import PromptBound
 from services.gateway.options import MAX_NUM_CTX
 from services.gateway.outlook import ADMISSION_S, QUOTE_S, Outlook
 from services.gateway.predictions import quote_view, too_late
@@ -198,7 +199,9 @@ class JobService:
         if wish.deadline_asked:
             await self._check_deadline(key, prepared, keyed=keyed)
         job, context = prepared.submission, self._catalog.model(prepared.submission.model).num_ctx
-        async with self._limiter.reserved(principal, key, job, context=context) as reservation:
+        own_bytes = self.fleet.own_prompt(job.model) if principal.accounts else 0
+        bound = PromptBound(wish.request, own_bytes, context)
+        async with self._limiter.reserved(principal, key, job, bound) as reservation:
             if reservation.answer is not None:
                 prepared = prepared.limited_to(reservation.answer, wish.request)
             submitted = await self._submitter.submit(key, prepared, keyed=keyed)

@@ -48,7 +48,9 @@ async def start(settings: GatewaySettings, bus: Bus) -> AsyncIterator[Running]:
     fleet, pressure = FleetView(bus), Pressure(bus)
     catalog = Catalog(bus)
     submitter = Submitter(bus, secret, pressure)
-    limiter = Limiter(bus, submitter.keyed, output_tokens=settings.output_tokens)
+    limiter = Limiter(
+        bus, submitter.keyed, output_tokens=settings.output_tokens, bytes_per_token=settings.bytes_per_token
+    )
     streams = Streams(limiter)
     registry = WebhookRegistry(bus, secret)
     delivering = Delivering(bus, registry, credentials, Sender(settings.named_networks))

@@ -30,6 +30,12 @@ class GatewaySettings(HttpSettings):
     output_tokens: int = Field(
         OUTPUT_TOKENS, ge=1, description="reserved of a client's tokens for a request that sets no limit of its own"
     )
+    bytes_per_token: int = Field(
+        1,
+        ge=1,
+        le=8,
+        description="of prompts that budgets reserve for; with more than 1, budgets can be passed by an error",
+    )
     webhook_networks: str = Field(
         "",
         description="networks beside the public Internet that webhooks may reach, by http:// too, such as 10.1.2.0/24; "

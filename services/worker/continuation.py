@@ -51,7 +51,7 @@ async def continue_from(ollama: Ollama, kind: Kind, request: Request, carried: C
 async def _plan(ollama: Ollama, kind: Kind, request: Request, carried: Carried) -> Plan:
     step = first_step(kind, request, carried)
     if isinstance(step, Render) and step.trailing:
-        native = NATIVE_MARK in await ollama.template(request.model)
+        native = NATIVE_MARK in (await ollama.shown(request.model)).template
         rendered = await ollama.rendered(*ollama_request(kind, trailing_request(request, carried)))
         step = plan_trailing(request, carried, rendered, native=native)
     if isinstance(step, Render):

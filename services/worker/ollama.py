@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator
 from http.cookiejar import CookieJar, DefaultCookiePolicy
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import aiohttp
 import httpx
@@ -44,6 +44,14 @@ class NodeAway(Exception):
 
 class NodeRefused(Exception):
     """The node's Ollama said no, in a sentence of its own."""
+
+
+class Shown(NamedTuple):
+    """`template`: Jinja on the native path, Go or a placeholder else (ollama-facts.md §1.4). `prompt_bytes`: DiskModel's."""
+
+    capabilities: tuple[str, ...]
+    template: str
+    prompt_bytes: int
 
 
 class Ollama:
@@ -148,15 +156,11 @@ class Ollama:
     async def version(self) -> str:
         return (await self._ask("GET", "/api/version", _Version)).version
 
-    async def capabilities(self, model: str) -> tuple[str, ...]:
-        """From /api/show, for versions whose /api/tags do not tell."""
-        answer = await self._ask("POST", "/api/show", _Model, msgspec.json.encode({"model": model}))
-        return answer.capabilities or ()
-
-    async def template(self, model: str) -> str:
-        """The template as /api/show has it: Jinja on the native path, Go or a placeholder else (ollama-facts.md §1.4)."""
-        answer = await self._ask("POST", "/api/show", _Model, msgspec.json.encode({"model": model}))
-        return answer.template or ""
+    async def shown(self, model: str) -> Shown:
+        """What /api/show tells of it beyond /api/tags. Raises NodeAway."""
+        answer = await self._ask("POST", "/api/show", _Shown, msgspec.json.encode({"model": model}))
+        own = len((answer.system or "").encode()) + sum(map(len, answer.messages or ()))
+        return Shown(answer.capabilities or (), answer.template or "", own)
 
     async def rendered(self, path: str, body: bytes) -> str:
         """The prompt that this request would become; loads the model if need be, waits for no slot (§1.13). Raises NodeAway.
@@ -203,7 +207,15 @@ class _Model(msgspec.Struct):
     capabilities: tuple[str, ...] | None = None
     modified_at: str | None = None
     expires_at: str | None = None
+
+
+class _Shown(msgspec.Struct):
+    """An answer of /api/show."""
+
+    capabilities: tuple[str, ...] | None = None
     template: str | None = None
+    system: str | None = None
+    messages: tuple[msgspec.Raw, ...] | None = None
 
 
 class _DebugInfo(msgspec.Struct):

@@ -28,12 +28,13 @@ from libs.common.contracts.streams import NODES, key_subject
 from services.worker import metrics
 from services.worker.clock import ServerClock
 from services.worker.health import Health
-from services.worker.ollama import NodeAway, Ollama
+from services.worker.ollama import NodeAway, Ollama, Shown
 from services.worker.runs import Runs
 
 log = structlog.get_logger()
 
 MIN_BEAT_S = 0.05  # between two heartbeats, however much changes
+SHOW_S = 1.0  # hundreds of models are asked about in several rounds, and jobs need not wait for that
 TAGS_EVERY_S = 10.0  # what is on disk changes seldom, and the node reads its whole manifest folder for it
 CUT_OFF_S = 30.0  # without NATS for so long: the generations stop (DESIGN §3)
 
@@ -50,7 +51,7 @@ class Inventory:
         self._ollama = ollama
         self._health = health or Health()
         self._tags_at = -TAGS_EVERY_S
-        self._capabilities: dict[tuple[str, str], tuple[str, ...]] = {}
+        self._shown: dict[tuple[str, str], Shown] = {}  # by name and digest
         self._looking = asyncio.Lock()
 
     async def watch(self) -> None:
@@ -100,22 +101,31 @@ class Inventory:
     async def _ask(self) -> None:
         if time.monotonic() - self._tags_at >= TAGS_EVERY_S:
             self.version = await self._ollama.version()
-            self.models = tuple([await self._with_capabilities(model) for model in await self._ollama.disk_models()])
-            present = {(model.name, model.digest) for model in self.models}
-            self._capabilities = {key: found for key, found in self._capabilities.items() if key in present}
-            self._tags_at = time.monotonic()
+            models = await self._ollama.disk_models()
+            is_whole = await self._show(models)
+            self.models = tuple(map(self._with_shown, models))
+            self._tags_at = time.monotonic() if is_whole else -TAGS_EVERY_S
         self.loaded = await self._ollama.loaded_models()
         self._health.listed({canonical_model(model.name) for model in self.loaded})
 
-    async def _with_capabilities(self, model: DiskModel) -> DiskModel:
-        """Older Ollamas leave them out of /api/tags; /api/show has them, asked once per model and digest."""
-        if model.capabilities:
+    async def _show(self, models: tuple[DiskModel, ...]) -> bool:
+        """Asks once for each model and digest; what takes too long has time until the next look. Are all known?"""
+        wanted = [(model.name, model.digest) for model in models]
+        self._shown = {identity: shown for identity, shown in self._shown.items() if identity in wanted}
+        until = time.monotonic() + SHOW_S
+        for identity in wanted:
+            if identity not in self._shown and time.monotonic() < until:
+                with contextlib.suppress(NodeAway):
+                    self._shown[identity] = await self._ollama.shown(identity[0])
+        return time.monotonic() < until
+
+    def _with_shown(self, model: DiskModel) -> DiskModel:
+        """Older Ollamas leave capabilities out of /api/tags; where they are, they lack some that /api/show has."""
+        shown = self._shown.get((model.name, model.digest))
+        if shown is None:
             return model
-        identity = (model.name, model.digest)
-        if identity not in self._capabilities:
-            with contextlib.suppress(NodeAway):
-                self._capabilities[identity] = await self._ollama.capabilities(model.name)
-        return msgspec.structs.replace(model, capabilities=self._capabilities.get(identity, ()))
+        capabilities = model.capabilities or shown.capabilities
+        return msgspec.structs.replace(model, capabilities=capabilities, prompt_bytes=shown.prompt_bytes)
 
 
 class Presence:

@@ -39,12 +39,12 @@ async def working(running: Running) -> AsyncIterator[None]:
 
 @contextlib.asynccontextmanager
 async def whole(
-    nats: NatsServer, *, decode_tps: float | None = None, slots: int = 1, **settings: Any
+    nats: NatsServer, *, decode_tps: float | None = None, slots: int = 1, system: str = "", **settings: Any
 ) -> AsyncIterator[tuple[Gateway, httpx.AsyncClient]]:
     """With a client that may use it; ready when the model is known. `decode_tps` None: the node never waits."""
     async with contextlib.AsyncExitStack() as stack:
         buses = [await stack.enter_async_context(connected(nats)) for _ in range(3)]
-        models = parse_models("chat=1GB:vision")
+        models = tuple(msgspec.structs.replace(model, system=system) for model in parse_models("chat=1GB:vision"))
         config = NodeConfig(models=models, slots=slots, disk_gbps=100)
         config = msgspec.structs.replace(config, is_instant=decode_tps is None, decode_tps=decode_tps or 60.0)
         node = await stack.enter_async_context(running_node(config))

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from socket import SO_LINGER, SOL_SOCKET
 from typing import Any
 
+import msgspec
 import pytest
 
 from libs.common.contracts.events import Event
@@ -178,13 +179,27 @@ async def test_the_models_on_disk_and_in_memory_are_told(sim: SimServer) -> None
         disk = {model.name: model for model in await ollama.disk_models()}
         loaded = await ollama.loaded_models()
         assert await ollama.version() == "0.33.0"
-        assert "tools" in await ollama.capabilities("chat")
+        assert "tools" in (await ollama.shown("chat")).capabilities
+        assert (await ollama.shown("chat")).prompt_bytes == 0
     assert set(disk) == {"chat:latest", "thinker:latest", "embed:latest"}
     assert disk["chat:latest"].size > 10**9
     assert [model.name for model in loaded] == ["chat:latest"]
     assert loaded[0].digest == disk["chat:latest"].digest
     assert loaded[0].size_vram > 0
     assert loaded[0].context_length == 4096
+
+
+async def test_what_a_modelfile_puts_before_every_prompt_is_measured() -> None:
+    models = tuple(msgspec.structs.replace(model, system="Ahé.") for model in parse_models("chat=1GB"))
+    async with running(NodeConfig(models=models)) as sim, client(sim.url) as ollama:
+        assert (await ollama.shown("chat")).prompt_bytes == 5
+        final = (await read(ollama, body=chat()))[-1]
+        assert isinstance(final, Finished)
+    bare = parse_models("chat=1GB")
+    async with running(NodeConfig(models=bare)) as sim, client(sim.url) as ollama:
+        without = (await read(ollama, body=chat()))[-1]
+        assert isinstance(without, Finished)
+    assert final.final["prompt_eval_count"] > without.final["prompt_eval_count"], "and it stands there"
 
 
 # -- bytes -----------------------------------------------------------------------------------------------------------------

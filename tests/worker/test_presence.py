@@ -19,6 +19,7 @@ from libs.ollama_sim.faults import FaultKind
 from libs.ollama_sim.server import SimServer, running
 from services.worker import presence
 from services.worker.main import start
+from services.worker.ollama import Shown
 from services.worker.settings import WorkerSettings
 from tests.support.nats_server import NatsServer, connected, nats_server
 from tests.support.waiting import eventually
@@ -229,7 +230,7 @@ async def test_beats_come_again_as_soon_as_nats_is_back(around: World, sim: SimS
         await eventually(lambda: len(around.beats) > before, within=3)
 
 
-async def test_capabilities_that_older_versions_leave_out_are_asked_for_once() -> None:
+async def test_what_only_show_tells_is_asked_for_once() -> None:
     class Old:
         asked = 0
 
@@ -242,9 +243,9 @@ async def test_capabilities_that_older_versions_leave_out_are_asked_for_once() -
         async def loaded_models(self) -> tuple[nodes.LoadedModel, ...]:
             return ()
 
-        async def capabilities(self, model: str) -> tuple[str, ...]:
+        async def shown(self, model: str) -> Shown:
             self.asked += 1
-            return (f"{model}-capability",)
+            return Shown((f"{model}-capability",), "", 7)
 
     old = Old()
     inventory = presence.Inventory(old)  # type: ignore[arg-type]  # the questions an inventory asks
@@ -252,4 +253,5 @@ async def test_capabilities_that_older_versions_leave_out_are_asked_for_once() -
         inventory._tags_at = -presence.TAGS_EVERY_S
         await inventory._ask()
     assert [model.capabilities for model in inventory.models] == [("a-capability",), ("b-capability",)]
+    assert {model.prompt_bytes for model in inventory.models} == {7}
     assert old.asked == 2

@@ -29,7 +29,8 @@ class Running(Contract, frozen=True, kw_only=True):
 
 
 class DiskModel(Contract, frozen=True, kw_only=True):
-    """A model on the node's disk, as /api/tags has it. `digest` is its identity across the fleet, not the name."""
+    """A model on the node's disk, as /api/tags has it. `digest` is its identity across the fleet, not the name.
+    `prompt_bytes`: of what its Modelfile puts before every prompt (SYSTEM, MESSAGE), from /api/show."""
 
     name: str
     digest: str = ""
@@ -39,6 +40,7 @@ class DiskModel(Contract, frozen=True, kw_only=True):
     quantization: str = ""
     capabilities: tuple[str, ...] = ()
     modified_at: str = ""
+    prompt_bytes: int = 0
 
 
 class LoadedModel(Contract, frozen=True, kw_only=True):

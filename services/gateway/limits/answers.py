@@ -12,6 +12,7 @@ from services.gateway.limits.pace import READS_PER_S
 from services.gateway.limits.rolling import Instant, Wait
 
 SOON_S = 1.0  # a slot of a stream, or in the queue, may be free at any moment
+JOBS_END_S = 5.0  # what open jobs hold is free when they end; nobody knows when that is
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -48,16 +49,20 @@ def too_many_tokens(account: str, short: Short, now: Instant) -> Fault:
     who, window = _who(account), short.window
     if short.asked > short.limit:
         message = (
-            f"this request may cost {short.asked} tokens (prompt and longest answer), and {who} has {short.limit} a"
+            f"this request may cost {short.asked} tokens (its longest prompt and answer), and {who} has {short.limit} a"
             f" {window} in all; send a shorter prompt or set a smaller max_tokens or num_predict"
         )
         return Fault(code=Code.QUOTA_EXHAUSTED, message=message, retry_after_s=_seconds(short.until_ms, now))
     message = (
         f"{who} has {short.left} of its {short.limit} tokens left in this {window} (UTC), and this request may cost"
-        f" {short.asked} (prompt and longest answer)"
+        f" {short.asked} (its longest prompt and answer)"
     )
+    wait_s = _seconds(short.until_ms, now)
+    if short.asked <= short.left + short.held:
+        message += f"; its open jobs hold {short.held}, and give back what they do not use when they end"
+        return Fault(code=Code.RATE_LIMITED, message=message, retry_after_s=min(wait_s, JOBS_END_S))
     code = Code.RATE_LIMITED if window is Window.MINUTE else Code.QUOTA_EXHAUSTED
-    return Fault(code=code, message=message, retry_after_s=_seconds(short.until_ms, now))
+    return Fault(code=code, message=message, retry_after_s=wait_s)
 
 
 def headers(states: list[tuple[Limits, Ledger, int]], now: Instant) -> Headers:

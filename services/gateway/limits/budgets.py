@@ -66,13 +66,14 @@ class Ask(NamedTuple):
 
 class Short(NamedTuple):
     """Why a job is not taken. `until_ms`: when a window begins that has room for it, if no other job comes; `asked` and `left`
-    tokens of this one."""
+    tokens of this one; `held`: of this one by jobs that are open, which may give some of it back."""
 
     window: Window
     until_ms: int
     asked: int
     left: int
     limit: int
+    held: int = 0
 
 
 class Full(NamedTuple):
@@ -116,7 +117,7 @@ def reserve(budgets: Budgets, limits: Limits, ask: Ask) -> int | Short | Full:
     for window, limit in limits_of(limits):
         left = max(0, limit - used(budgets, window))
         if least > left:
-            return Short(window, _fits_at(budgets, window, least, limit), least, left, limit)
+            return Short(window, _fits_at(budgets, window, least, limit), least, left, limit, _held(budgets, window))
         tokens = min(tokens, left)
     budgets.minute += tokens
     budgets.day += tokens
@@ -126,12 +127,14 @@ def reserve(budgets: Budgets, limits: Limits, ask: Ask) -> int | Short | Full:
     return tokens
 
 
-def settle(budgets: Budgets, op_id: str, spent: int | None) -> bool:
-    """The job cost so many tokens; None: nobody knows any more, and what was reserved counts. False: it was settled before."""
+def settle(budgets: Budgets, op_id: str, spent: int | None, *, is_exact: bool = True) -> bool:
+    """The job cost so many tokens; None: nobody knows any more, and what was reserved counts. An estimate counts as far as it is
+    less. False: it was settled before."""
     reserved = budgets.open.pop(op_id, None)
     if reserved is None:
         return False
     more = 0 if spent is None else spent - reserved.tokens
+    more = more if is_exact else min(more, 0)
     if more > 0:  # in the windows of now: those of then may be over
         budgets.minute += more
         budgets.day += more
@@ -140,12 +143,9 @@ def settle(budgets: Budgets, op_id: str, spent: int | None) -> bool:
         budgets.day_more += more
         budgets.month_more += more
         return True
-    if reserved.minute == budgets.now:
-        budgets.minute += more
-    if _day(reserved.minute) == _day(budgets.now):
-        budgets.day += more
-    if _month(reserved.minute) == _month(budgets.now):
-        budgets.month += more
+    budgets.minute += more * _same(Window.MINUTE, reserved.minute, budgets.now)
+    budgets.day += more * _same(Window.DAY, reserved.minute, budgets.now)
+    budgets.month += more * _same(Window.MONTH, reserved.minute, budgets.now)
     return True
 
 
@@ -182,6 +182,19 @@ def limits_of(limits: Limits) -> list[tuple[Window, int]]:
 
 def used(budgets: Budgets, window: Window) -> int:
     return {Window.MINUTE: budgets.minute, Window.DAY: budgets.day, Window.MONTH: budgets.month}[window]
+
+
+def _held(budgets: Budgets, window: Window) -> int:
+    return sum(each.tokens for each in budgets.open.values() if _same(window, each.minute, budgets.now))
+
+
+def _same(window: Window, minute: int, other: int) -> bool:
+    match window:
+        case Window.MINUTE:
+            return minute == other
+        case Window.DAY:
+            return _day(minute) == _day(other)
+    return _month(minute) == _month(other)
 
 
 def _fits_at(budgets: Budgets, window: Window, tokens: int, limit: int) -> int:

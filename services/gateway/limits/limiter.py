@@ -28,6 +28,7 @@ from services.gateway.limits.clock import ServerClock
 from services.gateway.limits.keeper import Keeper
 from services.gateway.limits.ledger import Ledger
 from services.gateway.limits.pace import Pace
+from services.gateway.limits.prompt_bound import PromptBound, most_tokens
 from services.gateway.limits.reader_slots import Place
 from services.gateway.limits.rolling import Instant
 from services.gateway.limits.settling import Settling, pause
@@ -42,11 +43,18 @@ class Limiter:
     """`run` must be running."""
 
     def __init__(
-        self, bus: Bus, keyed: Callable[[str, str, str], JobKey], *, output_tokens: int = OUTPUT_TOKENS
+        self,
+        bus: Bus,
+        keyed: Callable[[str, str, str], JobKey],
+        *,
+        output_tokens: int = OUTPUT_TOKENS,
+        bytes_per_token: int = 1,
     ) -> None:
-        """`keyed`: the job of a client, a route and an Idempotency-Key."""
+        """`keyed`: the job of a client, a route and an Idempotency-Key. `bytes_per_token`: of prompts that wait to be counted;
+        with more than 1 they can have more tokens than were reserved for them."""
         self._keyed = keyed
         self._output_tokens = output_tokens
+        self._bytes_per_token = bytes_per_token
         self._journal = Journal(bus)
         self._bucket = Bucket(bus, LIMITS)
         self._clock = ServerClock(bus)
@@ -101,16 +109,16 @@ class Limiter:
 
     @contextlib.asynccontextmanager
     async def reserved(
-        self, principal: Principal, key: JobKey, job: Submission, *, context: int | None = None
+        self, principal: Principal, key: JobKey, job: Submission, bound: PromptBound
     ) -> AsyncIterator["Reservation"]:
-        """Room for a job while it is being stored; whoever finds that it was there before says `unused`. `context`: of its
-        model, if known. Raises Failed: RATE_LIMITED, QUOTA_EXHAUSTED, QUEUE_FULL. Raises BusError."""
+        """Room for a job while it is being stored; whoever finds that it was there before says `unused`.
+        Raises Failed: RATE_LIMITED, QUOTA_EXHAUSTED, QUEUE_FULL. Raises BusError."""
         reservation = Reservation()
         try:
             for account in _narrow_first(principal):
                 if account.limits.queued or budgets.limits_of(account.limits):
                     keeper = self._keeper(principal, account)
-                    ask = self._ask(account, key, job, context)
+                    ask = self._ask(account, key, job, bound)
                     tokens = await self._reserve(keeper, account, key, ask)
                     reservation.keepers.append(keeper)
                     if ask.output is None:
@@ -126,14 +134,14 @@ class Limiter:
                     with contextlib.suppress(BusError):
                         await self._settling.absent(keeper, job.op_id)
 
-    def _ask(self, account: Account, key: JobKey, job: Submission, context: int | None) -> Ask:
+    def _ask(self, account: Account, key: JobKey, job: Submission, bound: PromptBound) -> Ask:
         lives_s = job.deadline_s + job.result_ttl_s
         if not budgets.limits_of(account.limits):
             return Ask(job.op_id, key.job, 0, 0, 0, lives_s)
-        room = job.num_ctx or context
+        prompt, room = most_tokens(job.kind, bound, self._bytes_per_token), job.num_ctx or bound.context
         cap = self._output_tokens if room is None else min(self._output_tokens, max(1, room - job.prompt_tokens))
         output = 0 if job.kind is Kind.EMBED else job.output_tokens or None
-        return Ask(job.op_id, key.job, job.prompt_tokens, output, cap, lives_s)
+        return Ask(job.op_id, key.job, prompt, output, cap, lives_s)
 
     async def _reserve(self, keeper: Keeper, account: Account, key: JobKey, ask: Ask) -> int:
         """The tokens reserved. Raises Failed."""

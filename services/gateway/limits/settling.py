@@ -43,6 +43,7 @@ class Finding(NamedTuple):
 
     how: str = ""
     spent: int | None = 0
+    is_exact: bool = True
     started: bool = False
 
 
@@ -50,7 +51,9 @@ def judge(op_id: str, facts: Facts | None) -> Finding:
     """By one record of the folder. Pure."""
     match facts:
         case Completion():
-            return Finding("sweep", budgets.cost(facts) if facts.job.op_id == op_id else 0)
+            if facts.job.op_id != op_id:
+                return Finding("sweep")
+            return Finding("sweep", budgets.cost(facts), is_exact=facts.usage is not None)
         case Binding():
             if facts.job.op_id != op_id:
                 return Finding("absent")
@@ -199,7 +202,7 @@ class Settling:
 
     async def _settle(self, keeper: Keeper, op_id: str, finding: Finding) -> None:
         def settle(draft: Ledger, now: Instant) -> tuple[bool, bool]:
-            settled = budgets.settle(draft.tokens, op_id, finding.spent)
+            settled = budgets.settle(draft.tokens, op_id, finding.spent, is_exact=finding.is_exact)
             return settled, settled
 
         if await keeper.change(settle):

@@ -46,6 +46,18 @@ def test_a_minute_s_end_is_worth_waiting_for_a_day_s_is_not() -> None:
         assert "the API key k1 has 50 of its 250 tokens left" in fault.message
 
 
+def test_who_waits_for_what_its_own_jobs_hold_need_not_wait_for_the_end_of_the_month() -> None:
+    short = Short(Window.MONTH, NOW.earliest + 86_400_000, 100, 50, 250, held=50)
+    fault = answers.too_many_tokens("client.acme", short, NOW)
+    assert (fault.code, fault.retry_after_s) == (Code.RATE_LIMITED, answers.JOBS_END_S)
+    assert "its open jobs hold 50" in fault.message
+    assert b"x-should-retry" not in headers_of(fault)
+    soon = answers.too_many_tokens("client.acme", short._replace(until_ms=NOW.earliest + 1200), NOW)
+    assert soon.retry_after_s == 1.2
+    too_little = answers.too_many_tokens("client.acme", short._replace(held=49), NOW)
+    assert too_little.code is Code.QUOTA_EXHAUSTED
+
+
 def test_a_request_that_never_fits_is_told_so() -> None:
     fault = answers.too_many_tokens("client.acme", Short(Window.MINUTE, NOW.earliest + 5, 300, 250, 250), NOW)
     assert fault.code is Code.QUOTA_EXHAUSTED

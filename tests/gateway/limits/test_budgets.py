@@ -40,7 +40,7 @@ def test_what_a_job_may_cost_is_taken_from_all_windows_and_the_first_that_is_sho
     assert [budgets.reserve(made, ALL, ask(op)) for op in "ab"] == [100, 100]
     assert (made.minute, made.day, made.month) == (200, 200, 200)
     until = int(datetime(2026, 11, 23, 12, 1, tzinfo=UTC).timestamp() * 1000)
-    assert budgets.reserve(made, ALL, ask("c")) == Short(Window.MINUTE, until, 100, 50, 250)
+    assert budgets.reserve(made, ALL, ask("c")) == Short(Window.MINUTE, until, 100, 50, 250, held=200)
     assert budgets.reserve(made, ALL, ask("d", 10, 40)) == 50
     assert made.minute == 250
 
@@ -116,6 +116,34 @@ def test_a_job_of_which_nobody_knows_any_more_cost_what_was_reserved() -> None:
     budgets.reserve(made, ALL, ask("a"))
     assert budgets.settle(made, "a", None)
     assert (made.day, made.open) == (100, {})
+
+
+def test_an_estimate_of_what_a_job_cost_is_never_more_than_was_reserved() -> None:
+    made = at("2026-11-23T12:00:30")
+    for op, spent in (("a", 400), ("b", 30)):
+        budgets.reserve(made, ALL, ask(op))
+        budgets.settle(made, op, spent, is_exact=False)
+    assert (made.day, made.day_more) == (130, 0)
+
+
+@pytest.mark.parametrize(
+    ("now", "limits", "held"),
+    [
+        ("2026-11-23T12:00:59", Limits(tokens_per_minute=150), 100),
+        ("2026-11-23T23:00:00", Limits(tokens_per_day=150), 100),
+        ("2026-11-24T12:00:00", Limits(tokens_per_month=150), 100),
+        ("2026-11-23T12:01:00", Limits(tokens_per_minute=99), 0),
+        ("2026-11-24T12:00:00", Limits(tokens_per_day=99), 0),
+        ("2026-12-01T00:00:00", Limits(tokens_per_month=99), 0),
+    ],
+)
+def test_who_is_refused_hears_what_open_jobs_hold_of_this_window(now: str, limits: Limits, held: int) -> None:
+    made = at("2026-11-23T12:00:30")
+    budgets.reserve(made, ALL, ask("a"))
+    budgets.roll(made, instant(now), limits)
+    refused = budgets.reserve(made, limits, ask("b"))
+    assert isinstance(refused, Short)
+    assert refused.held == held
 
 
 def test_so_many_jobs_may_wait_and_what_a_node_has_does_not() -> None:
