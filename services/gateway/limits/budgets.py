@@ -19,7 +19,7 @@ OUTPUT_TOKENS = 4096  # reserved for a request that sets no limit of its own (se
 MAX_OPEN = 8_000  # jobs of one account that hold a reservation: about 600 kB of a message's 1 MiB
 # A job whose folder is empty so long after it was reserved for was never stored: a submit gives up within half a minute.
 NEVER_STORED_MINUTES = 2
-LOG_BYTES_PER_TOKEN = 16  # `{"text":" word"}` and its line end
+LOG_BYTES_PER_TOKEN = 13  # `{"text":"a"}` and its line end: no token that has a text takes less
 
 
 class Window(StrEnum):
@@ -30,13 +30,21 @@ class Window(StrEnum):
 
 class Open(NamedTuple):
     """A reservation. `minute`: the one that it counts in, since the epoch, and with it the day and the month. From the
-    minute `gone` on the job's records are no more. `waits`: no node has it yet, as far as anybody noticed."""
+    minute `gone` on the job's records are no more. `waits`: no node has it yet, as far as anybody noticed. `prompt`: so many of
+    `tokens` are for it."""
 
     job: str
     tokens: int
     minute: int
     gone: int
     waits: bool
+    prompt: int = 0
+
+
+class Uncounted(NamedTuple):
+    """What a job cost that was ended from outside: its prompt, which no node counted, and so many tokens `written`."""
+
+    written: int
 
 
 class Budgets(msgspec.Struct, omit_defaults=True):
@@ -123,18 +131,19 @@ def reserve(budgets: Budgets, limits: Limits, ask: Ask) -> int | Short | Full:
     budgets.day += tokens
     budgets.month += tokens
     gone = budgets.now + max(1, int(ask.lives_s) // 60)
-    budgets.open[ask.op_id] = Open(ask.job, tokens, budgets.now, gone, waits=bool(limits.queued))
+    budgets.open[ask.op_id] = Open(ask.job, tokens, budgets.now, gone, waits=bool(limits.queued), prompt=ask.prompt)
     return tokens
 
 
-def settle(budgets: Budgets, op_id: str, spent: int | None, *, is_exact: bool = True) -> bool:
-    """The job cost so many tokens; None: nobody knows any more, and what was reserved counts. An estimate counts as far as it is
-    less. False: it was settled before."""
+def settle(budgets: Budgets, op_id: str, spent: int | Uncounted | None) -> bool:
+    """The job cost so many tokens; None: nobody knows any more, and what was reserved counts, as for a prompt that was not
+    counted. False: it was settled before."""
     reserved = budgets.open.pop(op_id, None)
     if reserved is None:
         return False
+    if isinstance(spent, Uncounted):
+        spent = min(reserved.tokens, reserved.prompt + spent.written)
     more = 0 if spent is None else spent - reserved.tokens
-    more = more if is_exact else min(more, 0)
     if more > 0:  # in the windows of now: those of then may be over
         budgets.minute += more
         budgets.day += more
@@ -161,13 +170,13 @@ def started(budgets: Budgets, op_id: str) -> bool:
     return True
 
 
-def cost(completion: Completion) -> int:
-    """What a job that is done used. A run that was ended from outside tells no usage: what it had written is counted."""
+def cost(completion: Completion) -> int | Uncounted:
+    """What a job that is done used."""
     if completion.usage is not None:
         return completion.usage.prompt_tokens + completion.usage.completion_tokens
     if completion.started_ms is None:
         return 0
-    return completion.job.prompt_tokens + completion.log_size // LOG_BYTES_PER_TOKEN
+    return Uncounted(completion.log_size // LOG_BYTES_PER_TOKEN)
 
 
 def limits_of(limits: Limits) -> list[tuple[Window, int]]:

@@ -26,7 +26,7 @@ from libs.common.folder import Facts, facts_of
 from libs.common.journal import Journal
 from libs.common.states import JobState
 from services.gateway.limits import budgets, metrics
-from services.gateway.limits.budgets import NEVER_STORED_MINUTES, Open
+from services.gateway.limits.budgets import NEVER_STORED_MINUTES, Open, Uncounted
 from services.gateway.limits.keeper import Apply, Keeper
 from services.gateway.limits.ledger import Ledger
 from services.gateway.limits.rolling import Instant
@@ -42,8 +42,7 @@ class Finding(NamedTuple):
     """What is known of an open reservation's job. `spent` None: nobody knows any more. `how` empty: it is not over."""
 
     how: str = ""
-    spent: int | None = 0
-    is_exact: bool = True
+    spent: int | Uncounted | None = 0
     started: bool = False
 
 
@@ -51,9 +50,7 @@ def judge(op_id: str, facts: Facts | None) -> Finding:
     """By one record of the folder. Pure."""
     match facts:
         case Completion():
-            if facts.job.op_id != op_id:
-                return Finding("sweep")
-            return Finding("sweep", budgets.cost(facts), is_exact=facts.usage is not None)
+            return Finding("sweep", budgets.cost(facts) if facts.job.op_id == op_id else 0)
         case Binding():
             if facts.job.op_id != op_id:
                 return Finding("absent")
@@ -202,7 +199,7 @@ class Settling:
 
     async def _settle(self, keeper: Keeper, op_id: str, finding: Finding) -> None:
         def settle(draft: Ledger, now: Instant) -> tuple[bool, bool]:
-            settled = budgets.settle(draft.tokens, op_id, finding.spent, is_exact=finding.is_exact)
+            settled = budgets.settle(draft.tokens, op_id, finding.spent)
             return settled, settled
 
         if await keeper.change(settle):

@@ -11,7 +11,7 @@ from libs.common.contracts.jobs import Completion, Submission, Usage
 from libs.common.contracts.requests import Kind
 from libs.common.states import JobState
 from services.gateway.limits import budgets
-from services.gateway.limits.budgets import Ask, Budgets, Full, Open, Short, Window
+from services.gateway.limits.budgets import Ask, Budgets, Full, Open, Short, Uncounted, Window
 from services.gateway.limits.rolling import Instant
 
 MINUTE = 60_000
@@ -118,12 +118,12 @@ def test_a_job_of_which_nobody_knows_any_more_cost_what_was_reserved() -> None:
     assert (made.day, made.open) == (100, {})
 
 
-def test_an_estimate_of_what_a_job_cost_is_never_more_than_was_reserved() -> None:
+def test_a_prompt_that_no_node_counted_costs_what_was_reserved_for_it() -> None:
     made = at("2026-11-23T12:00:30")
-    for op, spent in (("a", 400), ("b", 30)):
-        budgets.reserve(made, ALL, ask(op))
-        budgets.settle(made, op, spent, is_exact=False)
-    assert (made.day, made.day_more) == (130, 0)
+    for op, written in (("a", 400), ("b", 30)):
+        budgets.reserve(made, ALL, ask(op, 10, 90))
+        budgets.settle(made, op, Uncounted(written))
+    assert (made.day, made.day_more) == (100 + 40, 0)
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_so_many_jobs_may_wait_and_what_a_node_has_does_not() -> None:
     made = at("2026-11-23T12:00:30")
     budgets.reserve(made, both, ask("a"))
     assert budgets.started(made, "a")
-    assert made.open["a"] == Open("job_a", 100, made.now, made.now + 60, waits=False)
+    assert made.open["a"] == Open("job_a", 100, made.now, made.now + 60, waits=False, prompt=10)
 
 
 def test_there_is_an_end_to_what_one_record_can_hold(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,7 +188,7 @@ def done(**more: object) -> Completion:
 def test_what_a_job_cost() -> None:
     assert budgets.cost(done(usage=Usage(prompt_tokens=7, completion_tokens=5))) == 12
     assert budgets.cost(done(log_size=200)) == 0, "it never ran"
-    assert budgets.cost(done(started_ms=1, log_size=1600)) == 150, "cut off: what it had written is not free"
+    assert budgets.cost(done(started_ms=1, log_size=1300)) == Uncounted(100), "cut off: what it had written is not free"
 
 
 @given(
