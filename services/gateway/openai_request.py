@@ -21,6 +21,7 @@ ROUTE = "/v1/chat/completions"
 DEADLINE_S, RESULT_TTL_S = 1800.0, 3600.0  # DESIGN §3
 
 _DATA_URI = re.compile(r"data:[\w.+-]+/[\w.+-]+;base64,")
+MAX_NAME = 256  # characters of a function's; each of its results repeats it. OpenAI takes 64
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 _EFFORTS: dict[str, bool | str] = {
     "none": False, "minimal": "low", "low": "low", "medium": "medium", "high": "high", "xhigh": "max", "max": "max",
@@ -181,6 +182,9 @@ def _tool_call(call: ToolCall, path: str, names: dict[str, str]) -> dict[str, An
         raise failed(
             Code.INVALID_REQUEST, "arguments must be a JSON object in a string", path=f"{path}.function.arguments"
         ) from error
+    if len(call.function.name) > MAX_NAME:
+        refusal = f"the name of a function has at most {MAX_NAME} characters"
+        raise failed(Code.INVALID_REQUEST, refusal, path=f"{path}.function.name")
     made: dict[str, Any] = {"function": {"name": call.function.name, "arguments": arguments}}
     if call.id is not None:
         made["id"] = call.id

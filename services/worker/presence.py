@@ -1,7 +1,6 @@
 """Heartbeats: what the node has, holds and does, every two seconds and at once when a run ends; and who else claims the node."""
 
 import asyncio
-import contextlib
 import time
 from importlib.metadata import version
 
@@ -34,7 +33,8 @@ from services.worker.runs import Runs
 log = structlog.get_logger()
 
 MIN_BEAT_S = 0.05  # between two heartbeats, however much changes
-SHOW_S = 1.0  # hundreds of models are asked about in several rounds, and jobs need not wait for that
+SHOW_S = 1.0  # hundreds of models are asked about in several rounds, and nobody waits long for one that does not say
+SILENT_S = 60.0  # and is not asked again for so long
 TAGS_EVERY_S = 10.0  # what is on disk changes seldom, and the node reads its whole manifest folder for it
 CUT_OFF_S = 30.0  # without NATS for so long: the generations stop (DESIGN §3)
 
@@ -52,6 +52,7 @@ class Inventory:
         self._health = health or Health()
         self._tags_at = -TAGS_EVERY_S
         self._shown: dict[tuple[str, str], Shown] = {}  # by name and digest
+        self._silent: dict[tuple[str, str], float] = {}  # when those did not say
         self._looking = asyncio.Lock()
 
     async def watch(self) -> None:
@@ -109,18 +110,23 @@ class Inventory:
         self._health.listed({canonical_model(model.name) for model in self.loaded})
 
     async def _show(self, models: tuple[DiskModel, ...]) -> bool:
-        """Asks once for each model and digest; what takes too long has time until the next look. Are all known?"""
-        wanted = [(model.name, model.digest) for model in models]
+        """Asks once for each model and digest; what there is no time for is for the next look. Were all asked?"""
+        wanted = {(model.name, model.digest) for model in models}
         self._shown = {identity: shown for identity, shown in self._shown.items() if identity in wanted}
-        until = time.monotonic() + SHOW_S
-        for identity in wanted:
-            if identity not in self._shown and time.monotonic() < until:
-                with contextlib.suppress(NodeAway):
+        began = time.monotonic()
+        self._silent = {identity: at for identity, at in self._silent.items() if began - at < SILENT_S}
+        for identity in sorted(wanted - self._shown.keys() - self._silent.keys()):
+            if time.monotonic() - began >= SHOW_S:
+                return False
+            try:
+                async with asyncio.timeout(SHOW_S):
                     self._shown[identity] = await self._ollama.shown(identity[0])
-        return time.monotonic() < until
+            except (NodeAway, TimeoutError):
+                self._silent[identity] = time.monotonic()
+        return True
 
     def _with_shown(self, model: DiskModel) -> DiskModel:
-        """Older Ollamas leave capabilities out of /api/tags; where they are, they lack some that /api/show has."""
+        """Older Ollamas leave capabilities out of /api/tags."""
         shown = self._shown.get((model.name, model.digest))
         if shown is None:
             return model

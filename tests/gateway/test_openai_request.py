@@ -257,3 +257,10 @@ def test_no_json_whatever_gives_anything_but_a_refusal_or_a_request_that_can_be_
         return
     assert refused.meaning.status == 400
     assert refused.path is None or encode(refused.path)
+
+
+def test_the_name_of_a_function_is_no_place_for_a_megabyte() -> None:
+    call = {"id": "c1", "type": "function", "function": {"name": "f" * 257, "arguments": "{}"}}
+    fault = refusal({"model": "m", "messages": [{"role": "assistant", "tool_calls": [call]}]})
+    assert "at most 256" in fault.message
+    assert fault.path == "messages[0].tool_calls[0].function.name"

@@ -3,7 +3,7 @@
 import asyncio
 import itertools
 import time
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -228,6 +228,33 @@ async def test_beats_come_again_as_soon_as_nats_is_back(around: World, sim: SimS
         await nats.start()
         await eventually(lambda: worker.bus.connected and around.bus.connected)
         await eventually(lambda: len(around.beats) > before, within=3)
+
+
+async def test_a_model_that_does_not_say_keeps_no_other_from_being_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(presence, "SHOW_S", 0.05)
+
+    class Wedged:
+        asked: ClassVar[list[str]] = []
+
+        async def version(self) -> str:
+            return "0.33.0"
+
+        async def disk_models(self) -> tuple[nodes.DiskModel, ...]:
+            return tuple(nodes.DiskModel(name=name) for name in ("a", "b", "c"))
+
+        async def loaded_models(self) -> tuple[nodes.LoadedModel, ...]:
+            return ()
+
+        async def shown(self, model: str) -> Shown:
+            self.asked.append(model)
+            await asyncio.sleep(60 if model == "a" else 0)
+            return Shown((), "", 7)
+
+    inventory = presence.Inventory(Wedged())  # type: ignore[arg-type]  # the questions an inventory asks
+    for _ in range(3):
+        await asyncio.wait_for(inventory._ask(), 5)
+    assert [model.prompt_bytes for model in inventory.models] == [0, 7, 7]
+    assert Wedged.asked == ["a", "b", "c"]
 
 
 async def test_what_only_show_tells_is_asked_for_once() -> None:

@@ -30,15 +30,13 @@ class Window(StrEnum):
 
 class Open(NamedTuple):
     """A reservation. `minute`: the one that it counts in, since the epoch, and with it the day and the month. From the
-    minute `gone` on the job's records are no more. `waits`: no node has it yet, as far as anybody noticed. `prompt`: so many of
-    `tokens` are for it."""
+    minute `gone` on the job's records are no more. `waits`: no node has it yet, as far as anybody noticed."""
 
     job: str
     tokens: int
     minute: int
     gone: int
     waits: bool
-    prompt: int = 0
 
 
 class Uncounted(NamedTuple):
@@ -49,7 +47,8 @@ class Uncounted(NamedTuple):
 
 class Budgets(msgspec.Struct, omit_defaults=True):
     """What is used, open reservations included; of it `…_more` is what jobs cost beyond what was taken for them, because
-    their prompts had more tokens than estimated. `open` by the op_id of the job's submission. Changed in place."""
+    their prompts had more tokens than reserved. `open` by the op_id of the job's submission, and `prompts` those of their tokens
+    that are for the prompt. Changed in place."""
 
     now: int = 0  # the latest minute that anybody saw; it never goes back
     minute: int = 0
@@ -59,10 +58,11 @@ class Budgets(msgspec.Struct, omit_defaults=True):
     day_more: int = 0
     month_more: int = 0
     open: dict[str, Open] = {}
+    prompts: dict[str, int] = {}
 
 
 class Ask(NamedTuple):
-    """`output` None: the request sets no limit of its own; then `cap` is reserved, or what is left."""
+    """`output` None: the request sets no limit of its own; then `cap` is reserved, or what is left; `answers` times."""
 
     op_id: str
     job: str
@@ -70,6 +70,7 @@ class Ask(NamedTuple):
     output: int | None
     cap: int
     lives_s: float  # deadline and result TTL
+    answers: int = 1
 
 
 class Short(NamedTuple):
@@ -118,31 +119,34 @@ def reserve(budgets: Budgets, limits: Limits, ask: Ask) -> int | Short | Full:
         return Full(limits.queued)
     if len(budgets.open) >= MAX_OPEN:
         return Full(MAX_OPEN)
-    tokens = ask.prompt + (ask.cap if ask.output is None else ask.output)
+    tokens = ask.prompt + ask.answers * (ask.cap if ask.output is None else ask.output)
     # Whose answer has no known end takes what is left, if it is the only one: a small budget would else admit nothing.
     is_alone = not any(reserved.tokens for reserved in budgets.open.values())
-    least = ask.prompt + 1 if ask.output is None and ask.cap and is_alone else tokens
+    least = ask.prompt + ask.answers if ask.output is None and ask.cap and is_alone else tokens
     for window, limit in limits_of(limits):
         left = max(0, limit - used(budgets, window))
         if least > left:
-            return Short(window, _fits_at(budgets, window, least, limit), least, left, limit, _held(budgets, window))
+            held = max(0, limit - used(budgets, window) + _held(budgets, window)) - left
+            return Short(window, _fits_at(budgets, window, least, limit), least, left, limit, held)
         tokens = min(tokens, left)
     budgets.minute += tokens
     budgets.day += tokens
     budgets.month += tokens
     gone = budgets.now + max(1, int(ask.lives_s) // 60)
-    budgets.open[ask.op_id] = Open(ask.job, tokens, budgets.now, gone, waits=bool(limits.queued), prompt=ask.prompt)
+    budgets.open[ask.op_id] = Open(ask.job, tokens, budgets.now, gone, waits=bool(limits.queued))
+    if tokens:
+        budgets.prompts[ask.op_id] = ask.prompt
     return tokens
 
 
 def settle(budgets: Budgets, op_id: str, spent: int | Uncounted | None) -> bool:
     """The job cost so many tokens; None: nobody knows any more, and what was reserved counts, as for a prompt that was not
     counted. False: it was settled before."""
-    reserved = budgets.open.pop(op_id, None)
+    reserved, prompt = budgets.open.pop(op_id, None), budgets.prompts.pop(op_id, None)
     if reserved is None:
         return False
     if isinstance(spent, Uncounted):
-        spent = min(reserved.tokens, reserved.prompt + spent.written)
+        spent = None if prompt is None else min(reserved.tokens, prompt + spent.written)
     more = 0 if spent is None else spent - reserved.tokens
     if more > 0:  # in the windows of now: those of then may be over
         budgets.minute += more
@@ -171,10 +175,13 @@ def started(budgets: Budgets, op_id: str) -> bool:
 
 
 def cost(completion: Completion) -> int | Uncounted:
-    """What a job that is done used."""
-    if completion.usage is not None:
-        return completion.usage.prompt_tokens + completion.usage.completion_tokens
-    if completion.started_ms is None:
+    """What a job that is done used: nothing, if no node ever had it."""
+    usage = completion.usage
+    if usage is not None and (usage.prompt_tokens or not usage.completion_tokens):
+        return usage.prompt_tokens + usage.completion_tokens
+    if usage is not None:  # Ollama leaves out what it did not count
+        return Uncounted(usage.completion_tokens)
+    if completion.started_ms is None and completion.node is None and not (completion.past or completion.attempts):
         return 0
     return Uncounted(completion.log_size // LOG_BYTES_PER_TOKEN)
 

@@ -39,7 +39,9 @@ def draft(ledger: Ledger, now: Instant, limits: Limits) -> Ledger:
     copy = Ledger(
         client=ledger.client,
         requests=Rolling(spent=ledger.requests.spent, leases=ledger.requests.leases),
-        tokens=msgspec.structs.replace(ledger.tokens, open=dict(ledger.tokens.open)),
+        tokens=msgspec.structs.replace(
+            ledger.tokens, open=dict(ledger.tokens.open), prompts=dict(ledger.tokens.prompts)
+        ),
         streams=dict(ledger.streams),
         readers=dict(ledger.readers),
     )
@@ -52,5 +54,5 @@ def draft(ledger: Ledger, now: Instant, limits: Limits) -> Ledger:
 
 def sums(ledger: Ledger, now: Instant, limits: Limits) -> Ledger:
     """What a draft would say of requests and tokens, without a copy of the open reservations: asked for each answer."""
-    tokens = msgspec.structs.replace(ledger.tokens, open={})
+    tokens = msgspec.structs.replace(ledger.tokens, open={}, prompts={})
     return draft(Ledger(requests=ledger.requests, tokens=tokens), now, limits)

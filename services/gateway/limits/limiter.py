@@ -22,7 +22,7 @@ from libs.common.contracts.requests import Kind
 from libs.common.contracts.streams import LIMITS
 from libs.common.contracts.subjects import JobKey
 from libs.common.journal import Journal
-from services.gateway.limits import answers, budgets, ledger, metrics, reader_slots
+from services.gateway.limits import answers, budgets, ledger, metrics, prompt_bound, reader_slots
 from services.gateway.limits.budgets import OUTPUT_TOKENS, Ask, Full, Short
 from services.gateway.limits.clock import ServerClock
 from services.gateway.limits.keeper import Keeper
@@ -122,7 +122,7 @@ class Limiter:
                     tokens = await self._reserve(keeper, account, key, ask)
                     reservation.keepers.append(keeper)
                     if ask.output is None:
-                        reservation.narrow(tokens - ask.prompt)
+                        reservation.narrow((tokens - ask.prompt) // ask.answers)
             yield reservation
         except Failed as failed:
             # Whether a job was stored that was not acked, the sweep finds out, as for one whose gateway died.
@@ -141,7 +141,7 @@ class Limiter:
         prompt, room = most_tokens(job.kind, bound, self._bytes_per_token), job.num_ctx or bound.context
         cap = self._output_tokens if room is None else min(self._output_tokens, max(1, room - job.prompt_tokens))
         output = 0 if job.kind is Kind.EMBED else job.output_tokens or None
-        return Ask(job.op_id, key.job, prompt, output, cap, lives_s)
+        return Ask(job.op_id, key.job, prompt, output, cap, lives_s, prompt_bound.answers(job.kind, bound.request))
 
     async def _reserve(self, keeper: Keeper, account: Account, key: JobKey, ask: Ask) -> int:
         """The tokens reserved. Raises Failed."""

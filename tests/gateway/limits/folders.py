@@ -62,7 +62,7 @@ class Folders:
     def finish(self, job: str, facts: Submission, tokens: int) -> None:
         done = Completion(
             op_id="d", job=facts, submitted=1, created_ms=0, state=JobState.SUCCEEDED, epoch=1, finished_ms=1,
-            usage=Usage(prompt_tokens=0, completion_tokens=tokens), started_ms=1,
+            usage=Usage(prompt_tokens=tokens, completion_tokens=0), started_ms=1,
         )  # fmt: skip
         self.write(job, "done", done)
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from libs.common.contracts.clients import Limits
-from libs.common.contracts.jobs import Completion, Submission, Usage
+from libs.common.contracts.jobs import Completion, PastEpoch, Submission, Usage
 from libs.common.contracts.requests import Kind
 from libs.common.states import JobState
 from services.gateway.limits import budgets
@@ -68,6 +68,16 @@ def test_an_answer_without_a_known_end_takes_the_cap_or_alone_what_is_left() -> 
     assert budgets.reserve(made, limits, ask("c", 10, None)) == 200
     budgets.settle(made, "c", 195)
     assert isinstance(budgets.reserve(made, limits, ask("d", 10, None)), Short), "not even its prompt fits"
+
+
+def test_an_answer_that_is_made_twice_takes_twice() -> None:
+    made, limits = at("2026-11-23T12:00:30"), Limits(tokens_per_day=500)
+    assert budgets.reserve(made, limits, ask("a", 10, 90)._replace(answers=2)) == 190
+    budgets.settle(made, "a", 190)
+    assert budgets.reserve(made, limits, ask("b", 10, None)._replace(answers=2)) == 310
+    budgets.settle(made, "b", 299)
+    short = budgets.reserve(made, limits, ask("c", 10, None)._replace(answers=2))
+    assert short == Short(Window.DAY, budgets.ends_ms(made.now, Window.DAY), 12, 11, 500)
 
 
 def test_an_embedding_reserves_its_prompt() -> None:
@@ -146,6 +156,16 @@ def test_who_is_refused_hears_what_open_jobs_hold_of_this_window(now: str, limit
     assert refused.held == held
 
 
+def test_what_open_jobs_hold_does_not_help_who_is_over() -> None:
+    made = at("2026-11-23T12:00:30")
+    budgets.reserve(made, ALL, ask("a", 0, 90))
+    budgets.reserve(made, ALL, ask("b", 0, 60))
+    budgets.settle(made, "a", 90)
+    refused = budgets.reserve(made, Limits(tokens_per_day=100), ask("c", 0, 60))
+    assert isinstance(refused, Short)
+    assert (refused.left, refused.held) == (0, 10), "what is there when all is given back"
+
+
 def test_so_many_jobs_may_wait_and_what_a_node_has_does_not() -> None:
     made, limits = at("2026-11-23T12:00:30"), Limits(queued=2)
     asks = [ask(op, 0, 0) for op in "abc"]
@@ -158,7 +178,7 @@ def test_so_many_jobs_may_wait_and_what_a_node_has_does_not() -> None:
     made = at("2026-11-23T12:00:30")
     budgets.reserve(made, both, ask("a"))
     assert budgets.started(made, "a")
-    assert made.open["a"] == Open("job_a", 100, made.now, made.now + 60, waits=False, prompt=10)
+    assert made.open["a"] == Open("job_a", 100, made.now, made.now + 60, waits=False)
 
 
 def test_there_is_an_end_to_what_one_record_can_hold(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,6 +208,13 @@ def done(**more: object) -> Completion:
 def test_what_a_job_cost() -> None:
     assert budgets.cost(done(usage=Usage(prompt_tokens=7, completion_tokens=5))) == 12
     assert budgets.cost(done(log_size=200)) == 0, "it never ran"
+    assert budgets.cost(done(node="n")) == Uncounted(0), "perhaps it had read the prompt"
+    assert budgets.cost(done(past=(PastEpoch(epoch=1, base=26),), log_size=26)) == Uncounted(2), (
+        "an earlier node had it"
+    )
+    assert budgets.cost(done(usage=Usage(prompt_tokens=0, completion_tokens=5))) == Uncounted(5), (
+        "Ollama leaves out what is 0"
+    )
     assert budgets.cost(done(started_ms=1, log_size=1300)) == Uncounted(100), "cut off: what it had written is not free"
 
 

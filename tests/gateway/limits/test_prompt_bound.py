@@ -1,5 +1,6 @@
 """No prompt has more tokens than were reserved for it: what a real Ollama counted, any chat in the simulator's templates."""
 
+import base64
 from typing import Any
 
 import msgspec
@@ -14,10 +15,14 @@ from libs.ollama_sim.requests import Message
 from services.gateway.limits.prompt_bound import (
     AROUND_MESSAGE,
     AROUND_REQUEST,
+    AROUND_RESULT,
+    AROUND_TOOL,
     AROUND_TOOLS,
+    AROUND_VALUE,
     IMAGE_TOKENS,
     LONGEST_CONTEXT,
     PromptBound,
+    answers,
     most_tokens,
 )
 from tests.ollama_sim import recordings
@@ -54,11 +59,12 @@ def test_what_a_real_ollama_counted_is_not_more(kind: Kind, request_: Request, t
 
 MODELS = [msgspec.structs.replace(parse_models("chat=1GB:tools")[0], path=path) for path in ChatPath]
 TEXT = st.text(max_size=30)
+ROLE = st.sampled_from(["user", "assistant", "tool"]) | st.text(max_size=64)  # nobody checks it
 
 
 @given(
     model=st.sampled_from(MODELS),
-    turns=st.lists(st.tuples(st.sampled_from(["user", "assistant", "tool"]), TEXT, TEXT, st.booleans()), min_size=1, max_size=8),
+    turns=st.lists(st.tuples(ROLE, TEXT, TEXT, st.booleans()), min_size=1, max_size=8),
     tools=st.lists(TEXT, max_size=3),
     own=TEXT,
 )  # fmt: skip
@@ -106,15 +112,23 @@ def chat(content: str, **more: Any) -> Request:
 
 
 def test_all_that_can_stand_in_a_prompt_counts() -> None:
-    around = AROUND_REQUEST + AROUND_MESSAGE
+    around = AROUND_REQUEST + AROUND_MESSAGE + len("user")
     assert most_tokens(Kind.CHAT, PromptBound(chat("é"))) == 2 + around
     assert most_tokens(Kind.CHAT, PromptBound(chat("x"), own_bytes=500)) == 501 + around
     assert most_tokens(Kind.CHAT, PromptBound(chat("x", thinking="hm", tool_name="f", tool_call_id="c1"))) == 6 + around
     assert most_tokens(Kind.CHAT, PromptBound(chat("", images=["aaaa", "bbbb"]))) == 2 * IMAGE_TOKENS + around
-    calls = [{"function": {"name": "f", "arguments": {"a": 1}}}]
-    assert most_tokens(Kind.CHAT, PromptBound(chat("", tool_calls=calls))) == len(msgspec.json.encode(calls)) + around
-    with_tools = msgspec.structs.replace(chat("x"), tools=[msgspec.Raw(b'{"a":1}')])
-    assert most_tokens(Kind.CHAT, PromptBound(with_tools)) == 8 + around + AROUND_TOOLS
+    with_tools = msgspec.structs.replace(chat("x"), tools=[msgspec.Raw(b'{"a":"<"}'), msgspec.Raw(b"{}")])
+    escaped = 2 + AROUND_VALUE + 3 + 8
+    assert most_tokens(Kind.CHAT, PromptBound(with_tools)) == 1 + around + AROUND_TOOLS + 2 * AROUND_TOOL + escaped + 2
+    calls = [{"function": {"name": "abcdefgh", "arguments": {"a": [1]}}}]
+    called = most_tokens(Kind.CHAT, PromptBound(chat("", tool_calls=calls)))
+    assert called > around + AROUND_TOOL + 4 * AROUND_VALUE + 24
+    result = {"role": "tool", "content": "<", "tool_call_id": "c1"}
+    answered = Request(model="m", messages=[*(chat("", tool_calls=calls).messages or []), result])
+    more = AROUND_MESSAGE + AROUND_RESULT + len("tool") + 8 + len("c1") + len("abcdefgh")
+    assert most_tokens(Kind.CHAT, PromptBound(answered)) == called + more
+    formatted = msgspec.structs.replace(chat("x"), format=msgspec.Raw(b'{"type":"object"}'))
+    assert most_tokens(Kind.CHAT, PromptBound(formatted)) == 1 + around + 17
     generate = Request(model="m", prompt="ab", system="cde", suffix="fghi", images=["x"])
     assert most_tokens(Kind.GENERATE, PromptBound(generate)) == 9 + AROUND_REQUEST + IMAGE_TOKENS
 
@@ -134,5 +148,31 @@ def test_a_template_can_make_anything_of_a_prompt() -> None:
     assert most_tokens(Kind.GENERATE, PromptBound(own)) == LONGEST_CONTEXT
 
 
+@pytest.mark.parametrize(
+    ("head", "is_sound"),
+    [
+        (b"RIFF\x00\x00\x00\x00WAVEfmt ", True),
+        (b"RIFF\x00\x00\x00\x00WEBPVP8 ", False),
+        (b"ID3\x04" * 4, True),
+        (b"\xff\xfb\x90\x64" * 4, True),
+        (b"\xff\xd8\xff\xe0" * 4, False),
+        (b"\x89PNG\r\n\x1a\n" * 2, False),
+    ],
+)
+def test_sound_is_as_long_as_it_lasts(head: bytes, is_sound: bool) -> None:
+    request = chat("x", images=[base64.b64encode(head).decode()])
+    assert (most_tokens(Kind.CHAT, PromptBound(request)) == LONGEST_CONTEXT) is is_sound
+    assert most_tokens(Kind.CHAT, PromptBound(chat("x", images=["!"]))) < LONGEST_CONTEXT, (
+        "no base64: Ollama refuses it"
+    )
+
+
+def test_a_model_that_thinks_makes_an_answer_with_a_format_twice() -> None:
+    formatted = msgspec.structs.replace(chat("x"), format=msgspec.Raw(b'"json"'))
+    assert [answers(Kind.CHAT, each) for each in (chat("x"), formatted)] == [1, 2]
+    assert answers(Kind.CHAT, msgspec.structs.replace(formatted, think=False)) == 1
+    assert answers(Kind.GENERATE, formatted) == 1
+
+
 def test_an_operator_can_have_it_estimated() -> None:
-    assert most_tokens(Kind.CHAT, PromptBound(chat("x" * 400)), 4) == 100 + AROUND_REQUEST + AROUND_MESSAGE
+    assert most_tokens(Kind.CHAT, PromptBound(chat("x" * 396)), 4) == 100 + AROUND_REQUEST + AROUND_MESSAGE
