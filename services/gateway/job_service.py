@@ -22,7 +22,6 @@ from libs.common.contracts.requests import Request, decode_request
 from libs.common.contracts.subjects import BadToken, JobKey
 from libs.common.folder import Entry, ttl_s
 from libs.common.journal import Journal
-from libs.common.states import JobState
 from services.gateway.catalog import Catalog
 from services.gateway.context import too_long
 from services.gateway.dialects import NOT_FOUND_JOB
@@ -35,6 +34,7 @@ from services.gateway.outlook import ADMISSION_S, QUOTE_S, Outlook
 from services.gateway.predictions import quote_view, too_late
 from services.gateway.readers import Readers
 from services.gateway.reading import LogReader
+from services.gateway.retries import ended_without_success, wish_again
 from services.gateway.submission import Prepared, Submitted, Submitter
 from services.gateway.view import job_view
 from services.gateway.watch import Log, Watch
@@ -105,34 +105,9 @@ class JobService:
     async def retry(self, principal: Principal, job: str, idempotency_key: str | None) -> Created:
         """A new job with the request of one that ended without success. Raises Failed."""
         key = self.key(principal, job)
-        facts = (await self.newest(key)).facts
-        if not isinstance(facts, Completion):
-            message = "the job has not ended; wait for its end, or cancel it with DELETE /jobs/{id}"
-            raise failed(Code.WRONG_STATE, message)
-        if facts.state is JobState.SUCCEEDED:
-            message = "the job succeeded: GET /jobs/{id} has its result; submit a new job for another answer"
-            raise failed(Code.WRONG_STATE, message)
-        request = await self._request(key, facts)
-        if request is None:
-            message = (
-                f"the request of a job that ended as {facts.state} is not kept, or its time is over; submit it again"
-            )
-            raise failed(Code.REQUEST_GONE, message)
-        was = facts.job
-        wish = Wish(
-            kind=was.kind,
-            request=request,
-            route=was.route,
-            priority=was.priority,
-            deadline_s=was.deadline_s,
-            result_ttl_s=was.result_ttl_s,
-            detached=True,  # whoever retries may come back later: nobody has to watch it
-            num_ctx=was.num_ctx,
-            metadata=was.metadata,
-            include_usage=was.include_usage,
-            retry_of=job,
-            webhook=await self._still_there(key.client, was.webhook),
-        )
+        ended = ended_without_success((await self.newest(key)).facts)
+        request = await self._request(key, ended)
+        wish = wish_again(job, ended, request, webhook=await self._still_there(key.client, ended.job.webhook))
         return await self._create(principal, wish, idempotency_key)
 
     async def _still_there(self, client: str, webhook: str) -> str:
@@ -198,10 +173,8 @@ class JobService:
             await self._refuse(key, prepared, refusal, keyed=keyed)
         if wish.deadline_asked:
             await self._check_deadline(key, prepared, keyed=keyed)
-        job, context = prepared.submission, self._catalog.model(prepared.submission.model).num_ctx
-        own_bytes = self.fleet.own_prompt(job.model) if principal.accounts else 0
-        bound = PromptBound(wish.request, own_bytes, context)
-        async with self._limiter.reserved(principal, key, job, bound) as reservation:
+        job = prepared.submission
+        async with self._limiter.reserved(principal, key, job, lambda: self._bound(job.model, wish)) as reservation:
             if reservation.answer is not None:
                 prepared = prepared.limited_to(reservation.answer, wish.request)
             submitted = await self._submitter.submit(key, prepared, keyed=keyed)
@@ -221,6 +194,9 @@ class JobService:
         answer = await self.outlook.quote(key.client, prepared.submission, within=ADMISSION_S)
         if refusal := answer and too_late(prepared.submission, answer):
             await self._refuse(key, prepared, refusal, keyed=keyed)
+
+    def _bound(self, model: str, wish: Wish) -> PromptBound:
+        return PromptBound(wish.request, self.fleet.own_prompt(model), self._catalog.model(model).num_ctx)
 
     def _too_long(self, submission: Submission, wish: Wish) -> Fault | None:
         return too_long(submission, wish.request, self._catalog.model(submission.model))
