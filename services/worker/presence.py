@@ -33,8 +33,8 @@ from services.worker.runs import Runs
 log = structlog.get_logger()
 
 MIN_BEAT_S = 0.05  # between two heartbeats, however much changes
-SHOW_S = 1.0  # hundreds of models are asked about in several rounds, and nobody waits long for one that does not say
-SILENT_S = 60.0  # and is not asked again for so long
+SHOW_S = 1.0  # nobody waits long for what one model is
+SILENT_S = 60.0  # one that does not say is not asked again for so long
 TAGS_EVERY_S = 10.0  # what is on disk changes seldom, and the node reads its whole manifest folder for it
 CUT_OFF_S = 30.0  # without NATS for so long: the generations stop (DESIGN §3)
 
@@ -103,27 +103,30 @@ class Inventory:
         if time.monotonic() - self._tags_at >= TAGS_EVERY_S:
             self.version = await self._ollama.version()
             models = await self._ollama.disk_models()
-            is_whole = await self._show(models)
-            self.models = tuple(map(self._with_shown, models))
-            self._tags_at = time.monotonic() if is_whole else -TAGS_EVERY_S
+            await self._show(models)
+            self.models = tuple([self._with_shown(model) for model in models if self._was_asked(model)])
+            self._tags_at = time.monotonic() if len(self.models) == len(models) else -TAGS_EVERY_S
         self.loaded = await self._ollama.loaded_models()
         self._health.listed({canonical_model(model.name) for model in self.loaded})
 
-    async def _show(self, models: tuple[DiskModel, ...]) -> bool:
-        """Asks once for each model and digest; what there is no time for is for the next look. Were all asked?"""
+    async def _show(self, models: tuple[DiskModel, ...]) -> None:
+        """Asks once for each model and digest; after one that does not answer in time, the rest are for the next look."""
         wanted = {(model.name, model.digest) for model in models}
         self._shown = {identity: shown for identity, shown in self._shown.items() if identity in wanted}
-        began = time.monotonic()
-        self._silent = {identity: at for identity, at in self._silent.items() if began - at < SILENT_S}
+        self._silent = {identity: at for identity, at in self._silent.items() if time.monotonic() - at < SILENT_S}
         for identity in sorted(wanted - self._shown.keys() - self._silent.keys()):
-            if time.monotonic() - began >= SHOW_S:
-                return False
             try:
                 async with asyncio.timeout(SHOW_S):
                     self._shown[identity] = await self._ollama.shown(identity[0])
-            except (NodeAway, TimeoutError):
+            except NodeAway:
                 self._silent[identity] = time.monotonic()
-        return True
+            except TimeoutError:
+                self._silent[identity] = time.monotonic()
+                return
+
+    def _was_asked(self, model: DiskModel) -> bool:
+        identity = (model.name, model.digest)
+        return identity in self._shown or identity in self._silent
 
     def _with_shown(self, model: DiskModel) -> DiskModel:
         """Older Ollamas leave capabilities out of /api/tags."""

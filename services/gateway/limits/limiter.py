@@ -109,16 +109,19 @@ class Limiter:
 
     @contextlib.asynccontextmanager
     async def reserved(
-        self, principal: Principal, key: JobKey, job: Submission, bound: PromptBound
+        self, principal: Principal, key: JobKey, job: Submission, bound: Callable[[], PromptBound]
     ) -> AsyncIterator["Reservation"]:
-        """Room for a job while it is being stored; whoever finds that it was there before says `unused`.
-        Raises Failed: RATE_LIMITED, QUOTA_EXHAUSTED, QUEUE_FULL. Raises BusError."""
+        """Room for a job while it is being stored; whoever finds that it was there before says `unused`. `bound`: called if there
+        is a budget. Raises Failed: RATE_LIMITED, QUOTA_EXHAUSTED, QUEUE_FULL. Raises BusError."""
         reservation = Reservation()
+        waits = Ask(job.op_id, key.job, 0, 0, 0, job.deadline_s + job.result_ttl_s)
+        has_budget = any(budgets.limits_of(account.limits) for account in principal.accounts)
+        costs = self._costs(waits, job, bound()) if has_budget else waits
         try:
             for account in _narrow_first(principal):
                 if account.limits.queued or budgets.limits_of(account.limits):
                     keeper = self._keeper(principal, account)
-                    ask = self._ask(account, key, job, bound)
+                    ask = costs if budgets.limits_of(account.limits) else waits
                     tokens = await self._reserve(keeper, account, key, ask)
                     reservation.keepers.append(keeper)
                     if ask.output is None:
@@ -134,14 +137,12 @@ class Limiter:
                     with contextlib.suppress(BusError):
                         await self._settling.absent(keeper, job.op_id)
 
-    def _ask(self, account: Account, key: JobKey, job: Submission, bound: PromptBound) -> Ask:
-        lives_s = job.deadline_s + job.result_ttl_s
-        if not budgets.limits_of(account.limits):
-            return Ask(job.op_id, key.job, 0, 0, 0, lives_s)
+    def _costs(self, waits: Ask, job: Submission, bound: PromptBound) -> Ask:
         prompt, room = most_tokens(job.kind, bound, self._bytes_per_token), job.num_ctx or bound.context
         cap = self._output_tokens if room is None else min(self._output_tokens, max(1, room - job.prompt_tokens))
         output = 0 if job.kind is Kind.EMBED else job.output_tokens or None
-        return Ask(job.op_id, key.job, prompt, output, cap, lives_s, prompt_bound.answers(job.kind, bound.request))
+        times = prompt_bound.answers(job.kind, bound.request)
+        return waits._replace(prompt=prompt, output=output, cap=cap, answers=times)
 
     async def _reserve(self, keeper: Keeper, account: Account, key: JobKey, ask: Ask) -> int:
         """The tokens reserved. Raises Failed."""

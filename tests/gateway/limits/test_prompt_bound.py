@@ -118,7 +118,7 @@ def test_all_that_can_stand_in_a_prompt_counts() -> None:
     assert most_tokens(Kind.CHAT, PromptBound(chat("x", thinking="hm", tool_name="f", tool_call_id="c1"))) == 6 + around
     assert most_tokens(Kind.CHAT, PromptBound(chat("", images=["aaaa", "bbbb"]))) == 2 * IMAGE_TOKENS + around
     with_tools = msgspec.structs.replace(chat("x"), tools=[msgspec.Raw(b'{"a":"<"}'), msgspec.Raw(b"{}")])
-    escaped = 2 + AROUND_VALUE + 3 + 8
+    escaped = 2 + AROUND_VALUE + len('"a"') + len('"<"') + 5
     assert most_tokens(Kind.CHAT, PromptBound(with_tools)) == 1 + around + AROUND_TOOLS + 2 * AROUND_TOOL + escaped + 2
     calls = [{"function": {"name": "abcdefgh", "arguments": {"a": [1]}}}]
     called = most_tokens(Kind.CHAT, PromptBound(chat("", tool_calls=calls)))

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import os
 import socket
 import sys
@@ -235,7 +236,7 @@ async def test_when_nats_is_away_nobody_with_a_budget_gets_in(nats: NatsServer, 
         await nats.kill()
         with pytest.raises(Exception, match="NATS"):
             async with limiter.reserved(
-                acme(tokens_per_month=2 * P), JobKey("acme", "job_1"), submission("a"), prompt_of(P)
+                acme(tokens_per_month=2 * P), JobKey("acme", "job_1"), submission("a"), lambda: prompt_of(P)
             ):
                 raise AssertionError("let in")
         await nats.start()
@@ -418,16 +419,16 @@ async def test_a_reservation_whose_job_was_never_stored_is_given_back(
     who, key = acme(tokens_per_month=2 * P), JobKey("acme", "job_1")
     dead, alive = limiter_of(bus), limiter_of(bus)
     with contextlib.suppress(asyncio.CancelledError):
-        async with dead.reserved(who, key, submission("a", output_tokens=80), prompt_of(P)):
+        async with dead.reserved(who, key, submission("a", output_tokens=80), lambda: prompt_of(P)):
             raise asyncio.CancelledError
     later = submission("b", output_tokens=80)
     with pytest.raises(Failed):
-        async with alive.reserved(who, key, later, prompt_of(P)):
+        async with alive.reserved(who, key, later, lambda: prompt_of(P)):
             pass
     assert "a" in (await ledger_of(bus)).tokens.open
     monkeypatch.setattr(settling, "NEVER_STORED_MINUTES", 0)
     before = metrics.settlements.labels("absent")._value.get()
-    async with alive.reserved(who, key, later, prompt_of(P)):
+    async with alive.reserved(who, key, later, lambda: prompt_of(P)):
         assert set((await ledger_of(bus)).tokens.open) == {"b"}
     assert metrics.settlements.labels("absent")._value.get() == before + 1
 
@@ -436,11 +437,11 @@ async def test_a_submit_that_was_not_acked_is_left_to_what_its_folder_says(bus: 
     who, key = acme(tokens_per_month=2 * P), JobKey("acme", "job_1")
     limiter = limiter_of(bus)
     with pytest.raises(Failed):
-        async with limiter.reserved(who, key, submission("a"), prompt_of(P)):
+        async with limiter.reserved(who, key, submission("a"), lambda: prompt_of(P)):
             raise failed(Code.SUBMIT_UNCONFIRMED, "?")
     assert set((await ledger_of(bus)).tokens.open) == {"a"}
     with pytest.raises(Failed):
-        async with limiter.reserved(who, key, submission("b", output_tokens=1), prompt_of(P)):
+        async with limiter.reserved(who, key, submission("b", output_tokens=1), lambda: prompt_of(P)):
             pass
 
 
@@ -448,7 +449,7 @@ async def test_what_the_client_may_not_the_key_gets_back(bus: Bus) -> None:
     narrow = Account(name="key.k", limits=Limits(tokens_per_month=1000))
     who = Principal(client="acme", scopes=frozenset(), accounts=(*acme(tokens_per_month=50).accounts, narrow))
     with pytest.raises(Failed, match="the client acme"):
-        async with limiter_of(bus).reserved(who, JobKey("acme", "job_1"), submission("a"), prompt_of(P)):
+        async with limiter_of(bus).reserved(who, JobKey("acme", "job_1"), submission("a"), lambda: prompt_of(P)):
             pass
     assert (await ledger_of(bus, "key.k")).tokens.open == {}
 
@@ -462,8 +463,26 @@ async def test_without_a_limit_of_its_own_the_model_s_context_or_the_setting_is_
         ]
     ):  # fmt: skip
         job = submission(f"op{number}", **({"prompt_tokens": 10} | more))
-        async with limiter.reserved(who, JobKey("acme", f"job_{number}"), job, prompt_of(P, context)):
+        async with limiter.reserved(
+            who, JobKey("acme", f"job_{number}"), job, functools.partial(prompt_of, P, context)
+        ):
             assert (await ledger_of(bus)).tokens.open[job.op_id].tokens == tokens
+
+
+async def test_who_only_counts_waiting_jobs_counts_no_tokens(bus: Bus) -> None:
+    queue = Account(name="key.k", limits=Limits(queued=3))
+    who = Principal(client="acme", scopes=frozenset(), accounts=(*acme(tokens_per_month=1000).accounts, queue))
+    job = submission("a", output_tokens=5)
+    async with limiter_of(bus).reserved(who, JobKey("acme", "job_1"), job, lambda: prompt_of(P)):
+        assert (await ledger_of(bus, "key.k")).tokens.month == 0
+        assert (await ledger_of(bus)).tokens.month == P + 5
+
+
+async def test_who_reads_prompts_as_several_bytes_a_token_reserves_less(bus: Bus) -> None:
+    limiter = Limiter(bus, lambda client, route, key: JobKey(client, key), bytes_per_token=4)
+    job = submission("a", output_tokens=5)
+    async with limiter.reserved(acme(tokens_per_month=1000), JobKey("acme", "job_1"), job, lambda: prompt_of(P)):
+        assert (await ledger_of(bus)).tokens.month == AROUND_REQUEST + (P - AROUND_REQUEST) / 4 + 5
 
 
 async def test_a_job_that_was_cut_off_pays_for_what_it_had_written(
@@ -482,9 +501,7 @@ async def test_a_job_that_was_cut_off_pays_for_what_it_had_written(
         await eventually(settled)
 
 
-async def test_what_nodes_count_is_never_more_than_a_budget_whatever_the_prompts_are(
-    nats: NatsServer, bus: Bus
-) -> None:
+async def test_what_a_node_counts_of_short_chats_is_never_more_than_their_budget(nats: NatsServer, bus: Bus) -> None:
     """Short ones, of which most is the template's, and a model with a system prompt of its own."""
     limit = 3000
     key = await add_client(bus, "acme", policy=Policy(limits=Limits(tokens_per_month=limit)))
