@@ -46,7 +46,7 @@ async def start(settings: WorkerSettings, bus: Bus) -> AsyncIterator[Running]:
     desk = ModelDesk(ollama, inventory, lambda: runs.models(), patience=settings.patience)
     node = Node(
         settings.node, boot, bus, Journal(bus), ollama, clock, Memory(), health, inventory.in_memory, settings.patience,
-        desk.make_room,
+        inventory.answers, desk.make_room,
     )  # fmt: skip
     runs = Runs(node, settings.slots)
     vram = await vram_of(settings.vram, settings.node_url)

@@ -54,11 +54,18 @@ class Inventory:
         self._shown: dict[tuple[str, str], Shown] = {}  # by name and digest
         self._silent: dict[tuple[str, str], float] = {}  # when those did not say
         self._looking = asyncio.Lock()
+        self._hurry = asyncio.Event()
 
     async def watch(self) -> None:
         while True:
+            self._hurry.clear()
             await self._look()
-            await asyncio.sleep(0.5 if self.problem else BEAT_S / 2)
+            await _any(self._hurry, timeout=0.5 if self.problem else BEAT_S / 2)
+
+    def answers(self, model: str) -> None:
+        """This model does, so it is in memory: if that is news, look now and not when it is due."""
+        if self.in_memory(model) is False:
+            self._hurry.set()
 
     async def refresh(self, *, disk: bool = False) -> None:
         """Ask at once, and not only when it is due; `disk`: also what lies on the disk. Heartbeats tell it from then on."""

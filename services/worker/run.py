@@ -78,6 +78,7 @@ class Node:
     health: Health
     in_memory: Callable[[str], bool | None]  # is this model? None when the node does not say
     patience: float = 1.0  # times all limits on silence
+    answers: Callable[[str], None] = lambda model: None  # this model does: it is in memory
     make_room: Callable[[tuple[str, ...]], Awaitable[None]] | None = None  # unload these, if nobody uses them
 
 
@@ -281,8 +282,8 @@ class RunTask:
                 self._writing = True
                 self.node.health.heard(self, was_cold=patience.was_cold)
                 if self._first_output_ms is None:
-                    self._first_output_ms = self.node.clock.now_ms()
-                    self.phase = Phase.DECODING
+                    self._first_output_ms, self.phase = self.node.clock.now_ms(), Phase.DECODING
+                    self.node.answers(self.model)
                 for event in joint.join(item) if joint else item:
                     self.tokens.append(event)
                 await out.flush()

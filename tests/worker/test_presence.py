@@ -49,6 +49,17 @@ async def test_a_heartbeat_tells_all_of_the_node(around: World, sim: SimServer) 
     assert "Nats-TTL" in stored.headers
 
 
+async def test_a_model_that_a_run_has_had_loaded_is_told_of_with_its_first_token(
+    around: World, sim: SimServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others wait for it, without a slot (ADR 18)."""
+    monkeypatch.setattr(presence, "BEAT_S", 120.0)  # what is in memory is due to be asked for once a minute
+    async with around.worker(sim.url) as worker:
+        await eventually(lambda: around.beat.models)
+        await around.done(await around.run(worker))
+        await eventually(lambda: [model.name for model in around.beat.loaded] == ["chat:latest"])
+
+
 async def test_heartbeats_come_every_two_seconds(
     around: World, sim: SimServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -282,3 +293,28 @@ async def test_what_only_show_tells_is_asked_for_once() -> None:
     assert [model.capabilities for model in inventory.models] == [("a-capability",), ("b-capability",)]
     assert {model.prompt_bytes for model in inventory.models} == {7}
     assert old.asked == 2
+
+
+async def test_a_model_that_answers_and_was_not_in_memory_has_the_node_asked_at_once() -> None:
+    asked = asyncio.Event()
+
+    class Node:
+        async def version(self) -> str:
+            return "0.5.0"
+
+        async def disk_models(self) -> tuple[nodes.DiskModel, ...]:
+            return ()
+
+        async def loaded_models(self) -> tuple[nodes.LoadedModel, ...]:
+            asked.set()
+            return ()
+
+    inventory = presence.Inventory(Node())  # type: ignore[arg-type]  # the questions an inventory asks
+    watching = asyncio.create_task(inventory.watch())
+    began, looks = time.monotonic(), 10
+    for _ in range(looks):
+        await asyncio.wait_for(asked.wait(), 30)
+        asked.clear()
+        inventory.answers("a")
+    watching.cancel()
+    assert time.monotonic() - began < looks * nodes.BEAT_S / 4  # half of what they take when they are due
