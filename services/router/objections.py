@@ -7,6 +7,7 @@ from services.router.fleet import Liveness, NodeView
 
 NO_MODEL = "does not have the model"
 ALL_TAKEN = "all slots taken"
+STILL_LOADING = "is loading the model; until then its slots are for models in memory"
 SMALL_BYTES = (
     2.5e9  # a 3B model at Q4: what a CPU still answers at reading speed (peers-and-routing.md, the old stack's rule)
 )
@@ -54,6 +55,9 @@ def full(model: str, node: NodeView) -> str | None:
         return "all slots of this model taken"
     if model not in node.resident and node.loading and model not in node.loading:
         return "another model is loading"
+    if model not in node.resident and model in node.loading and node.resident:
+        # Who took a slot now would keep it, until the model is there, from those whose model is (ADR 18).
+        return STILL_LOADING
     return None
 
 

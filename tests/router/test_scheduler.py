@@ -10,6 +10,7 @@ from libs.common.contracts.catalog import ModelPolicy, NodePolicy, OnCpu
 from libs.common.contracts.codec import encode
 from libs.common.contracts.requests import Priority
 from libs.common.contracts.subjects import JobKey
+from services.router import objections, outlook
 from services.router.catalog import Catalog
 from services.router.decide import MAX_CANDIDATES_KEPT
 from services.router.fleet import PRELOAD_RETRY_S, Fleet, Hold, NodeView
@@ -144,6 +145,27 @@ def test_a_second_cold_model_waits_for_the_first_and_jobs_of_one_share_a_load() 
         submit(scheduler, n, model)
     assert went(scheduler) == {"j1": "n1", "j3": "n1"}
     assert scheduler.fleet.nodes["n1"].loading == {"m:1"}
+
+
+def test_while_a_model_loads_the_slots_are_for_those_in_memory() -> None:
+    node = a_node(slots=3, loaded=("x:1",))
+    scheduler = a_scheduler(node)
+    submit(scheduler, 1, "m:1")
+    assert went(scheduler) == {"j1": "n1"}  # this one has it loaded
+    waits = submit(scheduler, 2, "m:1")
+    submit(scheduler, 3, "x:1")
+    assert went(scheduler) == {"j3": "n1"}
+    assert outlook.why_not(Look(scheduler, NOW, NOW * 1000, 0.0), scheduler.asks[waits]) == objections.STILL_LOADING
+
+    node.take(a_beat("n1", beat=2, slots=3, models=tuple(SIZES), loaded=("x:1", "m:1"), sizes=SIZES), NOW + 5)
+    assert went(scheduler, NOW + 5) == {"j2": "n1"}
+
+
+def test_a_model_that_everything_leaves_for_may_be_waited_for_in_a_slot() -> None:
+    scheduler = a_scheduler(a_node(slots=3, loaded=("x:1",), vram=6 * GB))
+    for n in (1, 2):
+        submit(scheduler, n, "m:1")
+    assert went(scheduler) == {"j1": "n1", "j2": "n1"}
 
 
 def test_a_conversation_returns_to_the_node_that_holds_it_unless_that_is_dearer() -> None:
